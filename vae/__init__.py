@@ -1,0 +1,1 @@
+"""VAE experiments on populations of runs: one XLA program trains them all."""

@@ -1,0 +1,48 @@
+"""Densities and divergences in nats, summed over the dimensions of one example."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LOG_2PI = np.log(2 * np.pi).astype(np.float32)
+
+
+def normal_log_prob(x: jax.Array, mean: jax.Array, logvar: jax.Array) -> jax.Array:
+    """Σ_j log N(x_j | mean_j, exp(logvar_j)), over every axis.
+
+    Args:
+      x, mean: [*x]. logvar: [*x], or a scalar shared by all dimensions.
+
+    Returns:
+      A scalar, in nats.
+    """
+    logvar = jnp.broadcast_to(logvar, x.shape)
+    squared = jnp.square(x - mean) * jnp.exp(-logvar)
+    return -0.5 * jnp.sum(squared + logvar + LOG_2PI)
+
+
+def bernoulli_log_prob(x: jax.Array, logits: jax.Array) -> jax.Array:
+    """Σ_j x_j log σ(l_j) + (1 − x_j) log(1 − σ(l_j)), finite for any finite logits.
+
+    Written as x·l − softplus(l), so that neither logarithm is ever of a rounded 0. For grey
+    values in (0, 1) it is the usual cross-entropy, which is no density of x.
+
+    Args:
+      x: [*x] in [0, 1]. logits: [*x].
+
+    Returns:
+      A scalar, in nats.
+    """
+    return jnp.sum(x * logits - jax.nn.softplus(logits))
+
+
+def kl_standard_normal(mean: jax.Array, logvar: jax.Array) -> jax.Array:
+    """KL(N(mean, diag exp(logvar)) || N(0, I)) of each dimension; Kingma and Welling 2014, app. B.
+
+    Args:
+      mean, logvar: [d].
+
+    Returns:
+      [d], in nats; each is ≥ 0. `expm1` keeps the digits where the posterior is near the prior.
+    """
+    return 0.5 * (jnp.square(mean) + jnp.expm1(logvar) - logvar)

@@ -1,0 +1,206 @@
+"""Held-out evaluation of a population: bounds in nats, active units, importance-sampled NLL.
+
+Everything is a mean over examples, computed in batches, so that memory does not grow with the
+size of the dataset, nor with K. The noise of an example is a function of (seed, split, example):
+the same at each evaluation, so that curves show the model and not the draw.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vae import model, objectives, packing, random
+from vae.data import Examples, prepare
+from vae.spec import ModelSpec
+from vae.train import Population, TrainState
+
+# A latent dimension is active when the variance over x of its posterior mean exceeds this:
+# Burda et al. 2016, section 5.2.
+ACTIVE_UNIT_VARIANCE = 0.01
+
+# Samples of z decoded at once for each example of `nll`. A constant: the noise of sample k must
+# not depend on how much memory there is.
+IW_CHUNK = 64
+
+SPLITS = {"test": 0, "train": 1}
+
+
+class _Moments(NamedTuple):
+    """Count, means and sums of squared deviations, mergeable (Chan et al. 1979)."""
+
+    count: jax.Array
+    mean: jax.Array
+    m2: jax.Array
+
+    def merge(self, other: "_Moments") -> "_Moments":
+        count = self.count + other.count
+        share = other.count / jnp.maximum(count, 1)
+        delta = other.mean - self.mean
+        return _Moments(
+            count,
+            self.mean + delta * share,
+            self.m2 + other.m2 + jnp.square(delta) * (self.count * share),
+        )
+
+
+def _batch_moments(values: jax.Array, weights: jax.Array) -> _Moments:
+    """Of values [B, d] with weights [B] of 0 or 1."""
+    count = jnp.sum(weights)
+    mean = weights @ values / jnp.maximum(count, 1)
+    return _Moments(count, mean, weights @ jnp.square(values - mean[None]))
+
+
+def _batches(num_examples: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
+    """Indices [batches, B] that cover all examples, and weights: 0 where the last batch is padded."""
+    num_batches = -(-num_examples // batch_size)
+    index = jnp.arange(num_batches * batch_size).reshape(num_batches, batch_size)
+    return jnp.minimum(index, num_examples - 1), (index < num_examples).astype(jnp.float32)
+
+
+def _examples(
+    examples: Examples, state: TrainState, split: jax.Array, index: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Model inputs [B, *x] and one key for each."""
+    rng = jax.random.fold_in(random.stream(state.hparams.seed, random.EVALUATE), split)
+    x = jax.vmap(lambda raw: prepare(examples.transform, raw, None))(examples.raw[index])
+    return x, random.example_rngs(rng, index)
+
+
+def evaluate_run(
+    spec: ModelSpec,
+    examples: Examples,
+    split: jax.Array,
+    state: TrainState,
+    *,
+    num_samples: int,
+    batch_size: int,
+) -> dict[str, jax.Array]:
+    """Rate, distortion and elbo of one run, with the definitions of training.
+
+    Args:
+      examples: with a deterministic transform, see `vae.data.Dataset.evaluation`.
+      split: a value of `SPLITS`, which keeps the noise of the splits apart.
+      num_samples: K samples of z per example.
+
+    Returns:
+      `rate`, `distortion`, `elbo`, `active_units` (scalars) and `kl_per_dim` [d].
+    """
+
+    def body(carry, batch):
+        index, weights = batch
+        x, rngs = _examples(examples, state, split, index)
+
+        def one(x, rng):
+            noise = jax.random.normal(rng, (num_samples, spec.latent_dim))
+            terms, _ = model.terms(
+                spec, state.eval_params, state.stats, state.hparams, x, noise, train=False
+            )
+            return objectives.metrics(terms), terms.kl, terms.posterior.mean
+
+        metrics, kl, mean = jax.vmap(one)(x, rngs)
+        columns = jnp.stack([metrics[name] for name in names], axis=1)
+        values, means = carry
+        values = values.merge(_batch_moments(jnp.concatenate([columns, kl], axis=1), weights))
+        return (values, means.merge(_batch_moments(mean, weights))), None
+
+    names = ("rate", "distortion", "elbo")
+
+    def empty(n):
+        return _Moments(jnp.zeros(()), jnp.zeros(n), jnp.zeros(n))
+
+    carry = empty(len(names) + spec.latent_dim), empty(spec.latent_dim)
+    batches = _batches(examples.raw.shape[0], batch_size)
+    (values, means), _ = jax.lax.scan(body, carry, batches)
+    variance = means.m2 / means.count
+    return {
+        **{name: values.mean[i] for i, name in enumerate(names)},
+        "active_units": jnp.sum(variance > ACTIVE_UNIT_VARIANCE),
+        "kl_per_dim": values.mean[len(names) :],
+    }
+
+
+def iw_bound_run(
+    spec: ModelSpec,
+    examples: Examples,
+    split: jax.Array,
+    state: TrainState,
+    *,
+    num_samples: int,
+    batch_size: int,
+) -> jax.Array:
+    """Mean over examples of log 1/K Σ_k w_k, [nats]; Burda et al. 2016, eq. 8. nll = −iw_bound.
+
+    The K samples are drawn and decoded `IW_CHUNK` at a time, their weights summed by a running
+    log-sum-exp: memory is that of `batch_size` × `IW_CHUNK` decoded examples whatever K is.
+    """
+    chunk = min(IW_CHUNK, num_samples)
+    num_chunks = -(-num_samples // chunk)
+
+    def one(x, rng):
+        params, stats = state.eval_params, state.stats
+        posterior, _ = model.encode(spec, params, stats, x, train=False)
+
+        def body(log_sum, number):
+            noise = jax.random.normal(
+                jax.random.fold_in(rng, number), (chunk, spec.latent_dim)
+            )
+            terms, _ = model.terms_given(
+                spec, params, stats, state.hparams, x, posterior, noise, train=False
+            )
+            used = number * chunk + jnp.arange(chunk) < num_samples
+            log_w = jnp.where(used, objectives.iw_log_weights(terms), -jnp.inf)
+            return jnp.logaddexp(log_sum, jax.nn.logsumexp(log_w)), None
+
+        log_sum, _ = jax.lax.scan(body, -jnp.inf, jnp.arange(num_chunks))
+        return log_sum - jnp.log(num_samples)
+
+    def body(total, batch):
+        index, weights = batch
+        x, rngs = _examples(examples, state, split, index)
+        return total + weights @ jax.vmap(one)(x, rngs), None
+
+    num_examples = examples.raw.shape[0]
+    total, _ = jax.lax.scan(body, jnp.zeros(()), _batches(num_examples, batch_size))
+    return total / num_examples
+
+
+def _evaluate(
+    spec: ModelSpec,
+    pack: str,
+    num_samples: int,
+    batch_size: int,
+    population: Population,
+    examples: Examples,
+    split: jax.Array,
+) -> dict[str, jax.Array]:
+    def one(state):
+        return evaluate_run(
+            spec, examples, split, state, num_samples=num_samples, batch_size=batch_size
+        )
+
+    return packing.over_runs(one, pack, population.states)
+
+
+def _iw_bound(
+    spec: ModelSpec,
+    pack: str,
+    num_samples: int,
+    batch_size: int,
+    population: Population,
+    examples: Examples,
+    split: jax.Array,
+) -> jax.Array:
+    def one(state):
+        return iw_bound_run(
+            spec, examples, split, state, num_samples=num_samples, batch_size=batch_size
+        )
+
+    return packing.over_runs(one, pack, population.states)
+
+
+_STATIC = ("spec", "pack", "num_samples", "batch_size")
+evaluate = jax.jit(_evaluate, static_argnames=_STATIC)
+evaluate.__doc__ = "`evaluate_run` of each run: values with a leading axis [R]."
+iw_bound = jax.jit(_iw_bound, static_argnames=_STATIC)
+iw_bound.__doc__ = "`iw_bound_run` of each run, [R]."

@@ -1,0 +1,167 @@
+"""Encoder and decoder networks in Flax Linen: one example in, one example out.
+
+Batching is the caller's `vmap(..., axis_name="batch")`. With `norm="batch"` the networks are
+coupled over that axis (and over the axis `sample` in the decoder): the mean of per-example
+gradients is then not the gradient of the batch, and the running statistics are in the collection
+`batch_stats`.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae.spec import ModelSpec
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "tanh": jnp.tanh,
+    "sigmoid": nn.sigmoid,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+    "leaky_relu": nn.leaky_relu,
+    "elu": nn.elu,
+    "identity": lambda h: h,
+}
+
+# Variances per weight, n the fan-in and m the fan-out. Biases start at zero.
+INITIALIZERS: dict[str, nn.initializers.Initializer] = {
+    "glorot": nn.initializers.glorot_uniform(),  # 2/(n + m); Glorot and Bengio 2010
+    "he": nn.initializers.he_normal(),  # 2/n; He et al. 2015
+    "lecun": nn.initializers.lecun_normal(),  # 1/n; LeCun et al. 1998
+    "orthogonal": nn.initializers.orthogonal(),  # Saxe et al. 2014
+    "uniform": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),  # U(±1/√n)
+}
+
+
+class Normalize(nn.Module):
+    """`none`, `layer` (Ba et al. 2016) or `batch` (Ioffe and Szegedy 2015) over named axes."""
+
+    norm: str
+    batch_axes: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, h: jax.Array, train: bool) -> jax.Array:
+        if self.norm == "layer":
+            return nn.LayerNorm(name="layer")(h)
+        if self.norm == "batch":
+            axes = self.batch_axes if len(self.batch_axes) > 1 else self.batch_axes[0]
+            return nn.BatchNorm(
+                use_running_average=not train, momentum=0.9, axis_name=axes, name="batch"
+            )(h)
+        return h
+
+
+class DenseLayer(nn.Module):
+    """h ↦ φ(norm(Wh + b)), as a residual branch where the widths agree.
+
+    residual: `plain` h + f(h); `scaled` h + f(h)/√L (L = `depth`); `zero_init` h + αf(h) with a
+    learned α = 0 at the start (De and Smith 2020, SkipInit), so that the layer starts as identity.
+    """
+
+    spec: ModelSpec
+    width: int
+    batch_axes: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, h: jax.Array, train: bool) -> jax.Array:
+        spec = self.spec
+        f = nn.Dense(self.width, kernel_init=INITIALIZERS[spec.init], name="dense")(h)
+        f = Normalize(spec.norm, self.batch_axes, name="norm")(f, train)
+        f = ACTIVATIONS[spec.activation](f)
+        if spec.residual == "none" or h.shape != f.shape:
+            return f
+        if spec.residual == "scaled":
+            return h + f / np.sqrt(spec.depth).astype(np.float32)
+        if spec.residual == "zero_init":
+            return h + self.param("gate", nn.initializers.zeros, (), f.dtype) * f
+        return h + f
+
+
+class ConvLayer(nn.Module):
+    """[H, W, C] ↦ φ(norm(conv)): stride 2 down, or up to `size` (transposed, then cropped)."""
+
+    spec: ModelSpec
+    width: int
+    batch_axes: tuple[str, ...]
+    size: tuple[int, int] | None = None
+
+    @nn.compact
+    def __call__(self, h: jax.Array, train: bool) -> jax.Array:
+        spec = self.spec
+        conv = nn.Conv if self.size is None else nn.ConvTranspose
+        h = conv(self.width, (4, 4), (2, 2), kernel_init=INITIALIZERS[spec.init], name="conv")(h)
+        if self.size is not None:
+            h = h[: self.size[0], : self.size[1]]
+        h = Normalize(spec.norm, self.batch_axes, name="norm")(h, train)
+        return ACTIVATIONS[spec.activation](h)
+
+
+def conv_sizes(spec: ModelSpec) -> list[tuple[int, int]]:
+    """Height and width before each strided layer and after the last: (28, 28), (14, 14), ..."""
+    sizes = [tuple(spec.example_shape[:2])]
+    for _ in range(spec.depth):
+        sizes.append(tuple(-(-n // 2) for n in sizes[-1]))
+    return sizes
+
+
+class Encoder(nn.Module):
+    """x [*x] ↦ (mean [d], scale [d]): two separate heads on one trunk of `depth` layers."""
+
+    spec: ModelSpec
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        spec = self.spec
+        layer = ConvLayer if spec.net == "conv" else DenseLayer
+        h = x if spec.net == "conv" else x.reshape(-1)
+        for i, width in enumerate(spec.widths):
+            h = layer(spec, width, ("batch",), name=f"layer_{i}")(h, train)
+        h = h.reshape(-1)
+        kernel_init = INITIALIZERS[spec.init]
+        mean = nn.Dense(spec.latent_dim, kernel_init=kernel_init, name="mean")(h)
+        scale = nn.Dense(spec.latent_dim, kernel_init=kernel_init, name="scale")(h)
+        return mean, scale
+
+
+class Decoder(nn.Module):
+    """z [d] ↦ (output [*x], log-variance [*x] or None): mirrors the encoder's widths.
+
+    `output` holds the logits or the mean, as the likelihood reads it; the log-variance head
+    (layer `variance`) exists for the likelihood `gaussian_pixel` alone. A convolutional decoder
+    starts with one more dense layer, `project`, to the smallest image.
+    """
+
+    spec: ModelSpec
+
+    @nn.compact
+    def __call__(self, z: jax.Array, train: bool) -> tuple[jax.Array, jax.Array | None]:
+        spec, axes = self.spec, ("batch", "sample")
+        kernel_init = INITIALIZERS[spec.init]
+        widths = spec.widths[::-1]
+        h = z
+        if spec.net == "conv":
+            sizes = conv_sizes(spec)[::-1]
+            shape = (*sizes[0], widths[0])
+            h = nn.Dense(int(np.prod(shape)), kernel_init=kernel_init, name="project")(h)
+            h = ACTIVATIONS[spec.activation](h).reshape(shape)
+            for i, size in enumerate(sizes[1:]):
+                width = widths[min(i + 1, len(widths) - 1)]
+                h = ConvLayer(spec, width, axes, size, name=f"layer_{i}")(h, train)
+
+            def head(name: str) -> jax.Array:
+                channels = spec.example_shape[-1]
+                return nn.Conv(channels, (3, 3), kernel_init=kernel_init, name=name)(h)
+
+        else:
+            for i, width in enumerate(widths):
+                h = DenseLayer(spec, width, axes, name=f"layer_{i}")(h, train)
+
+            def head(name: str) -> jax.Array:
+                out = nn.Dense(spec.num_values, kernel_init=kernel_init, name=name)(h)
+                return out.reshape(spec.example_shape)
+
+        output = head("output")
+        return output, head("variance") if spec.likelihood == "gaussian_pixel" else None

@@ -1,0 +1,93 @@
+"""Any optax optimiser by name, its numbers traced, so that they vmap over runs."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vae.hparams import HParams
+from vae.spec import OptimizerSpec
+
+
+def _sgd(hparams: HParams) -> optax.GradientTransformation:
+    return optax.trace(decay=hparams.momentum)
+
+
+def _adam(hparams: HParams) -> optax.GradientTransformation:
+    return optax.scale_by_adam(hparams.b1, hparams.b2, hparams.eps)
+
+
+def _rmsprop(hparams: HParams) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.scale_by_rms(decay=hparams.b2, eps=hparams.eps), optax.trace(decay=hparams.momentum)
+    )
+
+
+OPTIMIZERS: dict[str, Callable[[HParams], optax.GradientTransformation]] = {
+    "adam": _adam,
+    "adamw": _adam,
+    "sgd": _sgd,
+    "rmsprop": _rmsprop,
+    "adagrad": lambda hparams: optax.scale_by_rss(eps=hparams.eps),
+    "adamax": lambda hparams: optax.scale_by_adamax(hparams.b1, hparams.b2, hparams.eps),
+}
+
+
+def make(spec: OptimizerSpec, hparams: HParams) -> optax.GradientTransformationExtraArgs:
+    """The direction of the update before the learning rate, for one run.
+
+    Weight decay is decoupled for `adamw` (Loshchilov and Hutter 2019) and is added to the
+    gradient (L2) for the others. With the schedule `plateau` the last stage scales by the factor
+    of `optax.contrib.reduce_on_plateau`; `update` then needs `value`, the loss.
+
+    Args:
+      hparams: traced or plain scalars. The result closes over them: build it inside the step.
+    """
+    decay = optax.add_decayed_weights(hparams.weight_decay)
+    direction = OPTIMIZERS[spec.name](hparams)
+    stages = [direction, decay] if spec.name == "adamw" else [decay, direction]
+    if spec.schedule == "plateau":
+        stages.append(
+            optax.contrib.reduce_on_plateau(
+                factor=spec.plateau_factor,
+                patience=spec.plateau_patience,
+                accumulation_size=spec.plateau_window,
+            )
+        )
+    return optax.with_extra_args_support(optax.chain(*stages))
+
+
+def update(
+    spec: OptimizerSpec,
+    hparams: HParams,
+    grads: optax.Updates,
+    opt_state: optax.OptState,
+    params: optax.Params,
+    loss: jax.Array,
+) -> tuple[optax.Updates, optax.OptState]:
+    """The update's direction before the learning rate, and the optimiser's new state."""
+    # optax raises traced decay rates to integer step counts, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        return make(spec, hparams).update(grads, opt_state, params, value=loss)
+
+
+def clip_factor(norm: jax.Array, max_norm: jax.Array) -> jax.Array:
+    """min(1, max_norm/norm): by what the gradient is scaled so that its norm is ≤ `max_norm`."""
+    return jnp.where(norm > max_norm, max_norm / norm, 1.0)
+
+
+def plateau_scale(spec: OptimizerSpec, opt_state: optax.OptState) -> jax.Array:
+    """The factor that reduce-on-plateau has come to; 1 with any other schedule."""
+    return opt_state[-1].scale if spec.schedule == "plateau" else jnp.ones((), jnp.float32)
+
+
+def ema(average: jax.Array, new: jax.Array, decay: jax.Array, step: jax.Array) -> jax.Array:
+    """d·average + (1 − d)·new with d = min(decay, (1 + t)/(10 + t)).
+
+    The ramp lets the average leave its starting point within the first steps, however long its
+    memory (as in TensorFlow's ExponentialMovingAverage with `num_updates`).
+    """
+    t = step.astype(jnp.float32)
+    d = jnp.minimum(decay, (1 + t) / (10 + t))
+    return d * average + (1 - d) * new

@@ -1,0 +1,67 @@
+"""Schedules as functions of (step, hparams): traced numbers in, a traced number out."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from vae.hparams import HParams
+
+
+def _fraction(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """min(1, numerator/denominator), and 1 where the denominator is 0."""
+    safe = jnp.where(denominator > 0, denominator, 1)
+    return jnp.where(denominator > 0, jnp.minimum(numerator / safe, 1), 1)
+
+
+def constant_beta(step: jax.Array, hparams: HParams) -> jax.Array:
+    """β(t) = β."""
+    del step
+    return jnp.asarray(hparams.beta, jnp.float32)
+
+
+def linear_beta(step: jax.Array, hparams: HParams) -> jax.Array:
+    """β(t) = β·min(1, t/warmup_steps); Bowman et al. 2016, Sønderby et al. 2016."""
+    t = step.astype(jnp.float32)
+    return hparams.beta * _fraction(t, jnp.asarray(hparams.beta_warmup_steps, jnp.float32))
+
+
+def cyclical_beta(step: jax.Array, hparams: HParams) -> jax.Array:
+    """β(t) = β·min(1, (t mod T/M)/(R·T/M)); Fu et al. 2019, T total steps, M cycles, R ramp."""
+    t = step.astype(jnp.float32)
+    period = jnp.asarray(hparams.total_steps / hparams.beta_cycles, jnp.float32)
+    return hparams.beta * _fraction(jnp.mod(t, period), hparams.beta_ramp * period)
+
+
+BETA_SCHEDULES: dict[str, Callable[[jax.Array, HParams], jax.Array]] = {
+    "constant": constant_beta,
+    "linear": linear_beta,
+    "cyclical": cyclical_beta,
+}
+
+
+def _cosine(t: jax.Array, hparams: HParams) -> jax.Array:
+    """From 1 to `lr_decay_rate` over half a cosine; Loshchilov and Hutter 2017, eq. 5."""
+    final = hparams.lr_decay_rate
+    progress = jnp.minimum(t / hparams.lr_decay_steps, 1)
+    return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+
+
+LEARNING_RATE_SCHEDULES: dict[str, Callable[[jax.Array, HParams], jax.Array]] = {
+    "constant": lambda t, hparams: jnp.ones_like(t),
+    "cosine": _cosine,
+    "step": lambda t, hparams: hparams.lr_decay_rate ** jnp.floor(t / hparams.lr_decay_steps),
+    "exponential": lambda t, hparams: hparams.lr_decay_rate ** (t / hparams.lr_decay_steps),
+    # The factor of reduce-on-plateau is in the optimiser's state: see vae.optimizers.
+    "plateau": lambda t, hparams: jnp.ones_like(t),
+}
+
+
+def learning_rate(name: str, step: jax.Array, hparams: HParams) -> jax.Array:
+    """Learning rate of update number `step` (from 0): schedule × linear warm-up.
+
+    The warm-up is (t + 1)/warmup_steps up to 1, so that the first update is not a null one.
+    """
+    t = step.astype(jnp.float32)
+    warmup = _fraction(t + 1, jnp.asarray(hparams.lr_warmup_steps, jnp.float32))
+    return hparams.learning_rate * warmup * LEARNING_RATE_SCHEDULES[name](t, hparams)

@@ -1,10 +1,11 @@
 """Densities and divergences in nats, summed over the dimensions of one example."""
 
+import math
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-LOG_2PI = np.log(2 * np.pi).astype(np.float32)
+LOG_2PI = math.log(2 * math.pi)
 
 
 def normal_log_prob(x: jax.Array, mean: jax.Array, logvar: jax.Array) -> jax.Array:

@@ -46,9 +46,13 @@ class _Moments(NamedTuple):
 
 def _batch_moments(values: jax.Array, weights: jax.Array) -> _Moments:
     """Of values [B, d] with weights [B] of 0 or 1."""
+
+    def total(values):  # not a product of matrices: a GPU would round its factors to TF32
+        return jnp.sum(weights[:, None] * values, axis=0)
+
     count = jnp.sum(weights)
-    mean = weights @ values / jnp.maximum(count, 1)
-    return _Moments(count, mean, weights @ jnp.square(values - mean[None]))
+    mean = total(values) / jnp.maximum(count, 1)
+    return _Moments(count, mean, total(jnp.square(values - mean[None])))
 
 
 def _batches(num_examples: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
@@ -158,7 +162,7 @@ def iw_bound_run(
     def body(total, batch):
         index, weights = batch
         x, rngs = _examples(examples, state, split, index)
-        return total + weights @ jax.vmap(one)(x, rngs), None
+        return total + jnp.sum(weights * jax.vmap(one)(x, rngs)), None
 
     num_examples = examples.raw.shape[0]
     total, _ = jax.lax.scan(body, jnp.zeros(()), _batches(num_examples, batch_size))

@@ -12,6 +12,7 @@ from vae.train import Population, TrainState
 NUM_IMAGES = 8
 NUM_SAMPLES = 32
 NUM_TRAVERSED = 8
+NUM_LATENTS = 1000
 TRAVERSAL = tuple(float(v) for v in range(-3, 4))
 
 

@@ -134,7 +134,9 @@ def terms_given(
     With `gaussian_optimal` and `train`, σ² is the squared error's mean over the axis `batch`,
     over samples and over dimensions: the maximum-likelihood σ² given the networks (Rybkin et al.
     2021). It is held constant in the gradient, which changes nothing, because ∂ELBO/∂σ² = 0
-    there. Evaluation uses its running mean: p(x|z) must be one density, not one per batch.
+    there. Evaluation uses its running mean: p(x|z) must be one density, not one per batch. The
+    mean is over the batches seen, with weights that fall by 1% a step; `weight` is their sum, by
+    which it is normalised (as in Adam), so that the starting value has no share in it.
 
     Args and returns: as `terms`; the statistics are those of decoder and likelihood.
     """
@@ -143,21 +145,27 @@ def terms_given(
     output, logvar, decoder_stats = decode(spec, params, stats, z, hparams.sigma, train)
     new_stats = {"decoder": decoder_stats}
     if spec.likelihood == "gaussian_optimal":
-        variance = stats["likelihood"]["variance"]
+        variance, weight = stats["likelihood"]["variance"], stats["likelihood"]["weight"]
         if train:
             error = jax.lax.stop_gradient(jnp.mean(jnp.square(output - x[None])))
             # A decoder that is exact to the last bit would have σ² = 0 and an infinite density.
             batch_variance = jnp.maximum(jax.lax.pmean(error, "batch"), 1e-12)
             logvar = jnp.log(batch_variance)
-            variance = 0.99 * variance + 0.01 * batch_variance
-        new_stats["likelihood"] = {"variance": variance}
+            weight = 0.99 * weight + 0.01
+            variance = variance + 0.01 / weight * (batch_variance - variance)
+        new_stats["likelihood"] = {"variance": variance, "weight": weight}
     logvar_axis = 0 if spec.likelihood == "gaussian_pixel" else None
     log_px = jax.vmap(likelihood.log_prob, (None, 0, logvar_axis))(x, output, logvar)
     standard = jnp.zeros_like(posterior.mean)
+
+    def log_standard(z):
+        return distributions.normal_log_prob(z, standard, standard)
+
     return Terms(
         log_px=log_px,
-        log_pz=jax.vmap(lambda z: distributions.normal_log_prob(z, standard, standard))(z),
-        log_qz=jax.vmap(lambda z: distributions.normal_log_prob(z, *posterior))(z),
+        log_pz=jax.vmap(log_standard)(z),
+        # From ε = (z − mean)/σ, which z has lost to rounding where σ is far below |mean|.
+        log_qz=jax.vmap(log_standard)(noise) - 0.5 * jnp.sum(posterior.logvar),
         kl=distributions.kl_standard_normal(*posterior),
         posterior=posterior,
     ), new_stats
@@ -200,5 +208,8 @@ def init(
     if spec.likelihood == "gaussian_shared":
         params["likelihood"] = {"logvar": 2 * jnp.log(jnp.asarray(hparams.sigma, jnp.float32))}
     if spec.likelihood == "gaussian_optimal":
-        stats["likelihood"] = {"variance": jnp.ones((), jnp.float32)}
+        stats["likelihood"] = {
+            "variance": jnp.ones((), jnp.float32),
+            "weight": jnp.zeros((), jnp.float32),
+        }
     return params, stats

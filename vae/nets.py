@@ -6,12 +6,12 @@ gradients is then not the gradient of the batch, and the running statistics are 
 `batch_stats`.
 """
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vae.spec import ModelSpec
 
@@ -74,7 +74,7 @@ class DenseLayer(nn.Module):
         if spec.residual == "none" or h.shape != f.shape:
             return f
         if spec.residual == "scaled":
-            return h + f / np.sqrt(spec.depth).astype(np.float32)
+            return h + f / math.sqrt(spec.depth)
         if spec.residual == "zero_init":
             return h + self.param("gate", nn.initializers.zeros, (), f.dtype) * f
         return h + f
@@ -145,7 +145,7 @@ class Decoder(nn.Module):
         if spec.net == "conv":
             sizes = conv_sizes(spec)[::-1]
             shape = (*sizes[0], widths[0])
-            h = nn.Dense(int(np.prod(shape)), kernel_init=kernel_init, name="project")(h)
+            h = nn.Dense(math.prod(shape), kernel_init=kernel_init, name="project")(h)
             h = ACTIVATIONS[spec.activation](h).reshape(shape)
             for i, size in enumerate(sizes[1:]):
                 width = widths[min(i + 1, len(widths) - 1)]

@@ -28,9 +28,10 @@ def linear_beta(step: jax.Array, hparams: HParams) -> jax.Array:
 
 def cyclical_beta(step: jax.Array, hparams: HParams) -> jax.Array:
     """β(t) = β·min(1, (t mod T/M)/(R·T/M)); Fu et al. 2019, T total steps, M cycles, R ramp."""
-    t = step.astype(jnp.float32)
-    period = jnp.asarray(hparams.total_steps / hparams.beta_cycles, jnp.float32)
-    return hparams.beta * _fraction(jnp.mod(t, period), hparams.beta_ramp * period)
+    # Multiplied by M: t·M mod T is exact where T/M is no integer and t is a whole number of cycles.
+    total = jnp.asarray(hparams.total_steps, jnp.float32)
+    phase = jnp.mod(step.astype(jnp.float32) * hparams.beta_cycles, total)
+    return hparams.beta * _fraction(phase, hparams.beta_ramp * total)
 
 
 BETA_SCHEDULES: dict[str, Callable[[jax.Array, HParams], jax.Array]] = {

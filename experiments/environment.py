@@ -1,0 +1,56 @@
+"""What a result was made with: versions, devices, commit, command and data."""
+
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from experiments.plan import Plan
+
+PACKAGES = ("vae-lab", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def describe(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
+    """The content of environment.json."""
+    return {
+        "command": list(command),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "platform": platform.platform(),
+        "backend": jax.default_backend(),
+        "devices": [f"{d.device_kind} ({d.platform})" for d in jax.devices()],
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain")),
+        "dataset": {p.dataset.name: p.dataset.protocol for p in plan.populations},
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the repository that this file is in; None where there is none."""
+    folder = pathlib.Path(__file__).parent
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def command_line() -> list[str]:
+    """The command as the user would type it again."""
+    return ["python", "-m", "experiments.run", *sys.argv[1:]]

@@ -1,0 +1,120 @@
+"""Carries out a plan in a results folder: compile, train, evaluate, write, report."""
+
+import pathlib
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from experiments import environment, population
+from experiments.plan import Plan, describe
+from experiments.population import DeviceData, Stopped, Trainer
+from experiments.programs import Programs, use_persistent_cache
+from experiments.progress import Progress
+from experiments.workdir import Workdir
+from vae import writers
+
+
+def execute(
+    make_plan: Callable[..., Plan],
+    path: pathlib.Path,
+    *,
+    stop: Any,
+    checkpoint_seconds: float,
+    report: bool,
+) -> int:
+    """Finishes what the folder lacks; returns the exit status: 128 + signal when stopped.
+
+    Args:
+      make_plan: packed populations of an earlier execution, or None -> the plan.
+      stop: callable; its `signal` says which one asked to stop.
+    """
+    started = time.monotonic()
+    use_persistent_cache()
+    workdir = Workdir(path)
+    workdir.open()
+    try:
+        plan = make_plan(workdir.packed())
+        workdir.claim(plan.base, plan.axes, plan.runs)
+        workdir.write_packed(plan.populations)
+        todo = population.pending(plan.populations, workdir)
+        if todo:
+            print(describe(plan, path), flush=True)
+            record = environment.describe(plan, environment.command_line())
+            writers.write_json(path / "environment.json", record)
+            done = _train(plan, todo, workdir, stop, checkpoint_seconds)
+            if not done:
+                return _say_how_to_go_on(stop)
+        rows = workdir.write_results(plan.runs, list(plan.axes))
+        if report and (todo or not (path / "report.html").exists()):
+            _report(path)
+        _summarise(path, rows, todo, time.monotonic() - started, report)
+        return 0
+    finally:
+        workdir.close()
+
+
+def _train(plan: Plan, todo: list, workdir: Workdir, stop: Any, checkpoint_seconds: float) -> bool:
+    """Trains the populations that lack results, one after the other; False when stopped."""
+    programs = Programs()
+    tensorboard = writers.TensorBoard(workdir.path / "tensorboard")
+    progress = Progress(todo)
+    on_device: dict[int, DeviceData] = {}
+    try:
+        for plan_ in todo:
+            programs.prepare(plan_)
+        for plan_ in todo:
+            progress.begin(plan_)
+            examples = on_device.setdefault(id(plan_.dataset), DeviceData(plan_.dataset))
+            trainer = Trainer(
+                plan_,
+                programs,
+                examples,
+                workdir,
+                tensorboard,
+                stop=stop,
+                progress=progress.update,
+                checkpoint_seconds=checkpoint_seconds,
+            )
+            trainer.run()
+            workdir.write_results(plan.runs, list(plan.axes))
+            if stop() and plan_ is not todo[-1]:
+                return False
+    except Stopped:
+        return False
+    finally:
+        progress.close()
+        tensorboard.close()
+        programs.close()
+    return True
+
+
+def _say_how_to_go_on(stop: Any) -> int:
+    command = shlex.join(environment.command_line())
+    name = signal.Signals(stop.signal).name
+    print(f"Stopped by {name}; all is saved. To go on:\n  {command}", file=sys.stderr)
+    return 128 + stop.signal
+
+
+def _report(path: pathlib.Path) -> None:
+    from experiments.report import write_report
+
+    write_report(path)
+
+
+def _summarise(
+    path: pathlib.Path, rows: list[dict[str, Any]], todo: list, seconds: float, report: bool
+) -> None:
+    from experiments.table import results_table
+
+    print(results_table(path))
+    diverged = [row["run_id"] for row in rows if row["status"] == "diverged"]
+    if diverged:
+        print(f"{len(diverged)} of {len(rows)} runs diverged: {', '.join(diverged)}")
+    what = "finished" if todo else "was finished already"
+    print(f"\n{len(rows)} runs {what} in {seconds:.0f} s.")
+    print(f"Table:  {path / 'results.csv'}")
+    if report:
+        print(f"Report: {path / 'report.html'}")

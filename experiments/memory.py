@@ -1,0 +1,137 @@
+"""How much memory a population takes, estimated before anything is built."""
+
+import dataclasses
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from vae import data, train
+from vae.hparams import HParams, stack
+from vae.nets import conv_sizes
+from vae.spec import ModelSpec, Spec
+
+# Rows (examples × samples) decoded at once by an evaluation, on a CPU and on an accelerator: small
+# enough for the caches of the one, large enough to fill the other.
+EVAL_ROWS = {"cpu": 4096}
+EVAL_ROWS_ACCELERATOR = 2**16
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Bytes by what they are for.
+
+    Attributes:
+      data: the examples on the device, shared by all runs.
+      state: parameters, optimiser and statistics of all runs, twice (a copy is held to measure the
+        size of an update), and their gradients and updates.
+      activations: of a training step of the runs that go together.
+      evaluation: of an evaluation batch, and of the pictures of the runs.
+    """
+
+    data: int
+    state: int
+    activations: int
+    evaluation: int
+
+    @property
+    def total(self) -> int:
+        return self.data + self.state + max(self.activations, self.evaluation)
+
+    def describe(self) -> str:
+        parts = dataclasses.asdict(self).items()
+        return ", ".join(f"{name} {gib(size)}" for name, size in parts)
+
+
+def _shapes(spec: Spec) -> train.TrainState:
+    mean = jax.ShapeDtypeStruct(spec.model.example_shape, jnp.float32)
+    return jax.eval_shape(
+        lambda h, m: train.init_run(spec, h, m),
+        jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), stack([HParams()])),
+        mean,
+    )
+
+
+def _bytes(tree: object) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def num_params(spec: Spec) -> int:
+    """Parameters of one run."""
+    return sum(leaf.size for leaf in jax.tree.leaves(_shapes(spec).params))
+
+
+def values_per_example(spec: ModelSpec) -> tuple[int, int]:
+    """Numbers that (encoder and input, one decoded sample) of one example hold at once."""
+    if spec.net == "conv":
+        sizes = conv_sizes(spec)[1:]
+        hidden = sum(h * w * c for (h, w), c in zip(sizes, spec.widths, strict=True))
+    else:
+        hidden = sum(spec.widths)
+    # Each hidden layer keeps its sum and its activation, and the output its logits and the terms
+    # of the likelihood. Twice, because back-propagation holds gradients beside them.
+    return 2 * (2 * hidden + 2 * spec.num_values), 2 * (2 * hidden + 4 * spec.num_values)
+
+
+def eval_batch(rows_per_example: int, together: int) -> int:
+    """Examples in one evaluation batch, for so many rows of each and so many runs together."""
+    rows = EVAL_ROWS.get(jax.default_backend(), EVAL_ROWS_ACCELERATOR)
+    return max(1, min(512, rows // (rows_per_example * together)))
+
+
+def estimate(
+    spec: Spec, dataset: data.Dataset, train_limit: int, *, num_runs: int, pack: str
+) -> Estimate:
+    """Bytes on the device for a population of `num_runs` runs."""
+    shapes = _shapes(spec)
+    encoded, decoded = values_per_example(spec.model)
+    together = num_runs if pack == "vmap" else 1
+    example = (encoded + spec.objective.samples * decoded) * 4
+    rows = EVAL_ROWS.get(jax.default_backend(), EVAL_ROWS_ACCELERATOR)
+    pictures = 200 * math.prod(spec.model.example_shape) * 4
+    item = dataset.train.dtype.itemsize * math.prod(dataset.example_shape)
+    order = 4 * dataset.num_train  # of an epoch, int32
+    return Estimate(
+        data=item * (dataset.num_train + dataset.num_test + train_limit),
+        state=num_runs * (2 * _bytes(shapes) + 2 * _bytes(shapes.params)),
+        activations=together * (spec.batch_size * example + 3 * order),
+        evaluation=max(rows, together) * decoded * 4 + num_runs * pictures,
+    )
+
+
+def max_runs(one: Estimate, budget: int) -> int:
+    """Runs of which a population fits the budget, given the estimate of one; at least 1."""
+    return max(1, (budget - one.data) // max(1, one.total - one.data))
+
+
+def default_budget() -> int:
+    """Bytes that a population may take: four fifths of an accelerator's, 60% of free host memory.
+
+    The host's share is smaller because Python, the compiler and the arrays of the report live
+    there too.
+    """
+    device = jax.devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(0.8 * stats["bytes_limit"])
+    return int(0.6 * _free_host_memory())
+
+
+def _free_host_memory() -> int:
+    """Bytes free on this host, within the limit of its control group (as under Slurm)."""
+    free = 8 * 2**30  # where the system does not say
+    info = pathlib.Path("/proc/meminfo")
+    if info.exists():
+        fields = dict(line.split(":") for line in info.read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit = pathlib.Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        used = int(pathlib.Path("/sys/fs/cgroup/memory.current").read_text())
+        free = min(free, int(text) - used)
+    return free
+
+
+def gib(size: int | float) -> str:
+    """A size for people: 1.5 GiB, 312 MiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{np.ceil(size / 2**20):.0f} MiB"

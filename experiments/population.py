@@ -1,0 +1,270 @@
+"""Trains one population from wherever it stands to its results on disk.
+
+    1. restore the newest intact checkpoint, or initialise;
+    2. train to the next reading, a multiple of `eval.every`; read; perhaps write a checkpoint;
+    3. at the end: train_eval/*, nll, pictures; one folder a run, `result.json` last.
+"""
+
+import pathlib
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.plan import PopulationPlan
+from experiments.programs import Programs
+from experiments.workdir import Workdir
+from vae import checkpoint, data, divergence, gallery, layers, train, writers
+from vae.data import Examples
+from vae.evaluate import SPLITS
+from vae.hparams import stack
+
+# A dispatch lasts about this long, so that progress is seen and Ctrl-C is heard. Its length does
+# not change the numbers: a reading is a running mean over whatever dispatches it took.
+DISPATCH_SECONDS = 0.5
+
+
+class Stopped(Exception):
+    """The user asked to stop; the population's state is saved."""
+
+
+class DeviceData:
+    """The arrays of a dataset on the device, each moved there when first asked for."""
+
+    def __init__(self, dataset: data.Dataset) -> None:
+        self._dataset = dataset
+        self._examples: dict[Any, Examples] = {}
+
+    def training(self) -> Examples:
+        return self._get("training", lambda: (self._dataset.train, self._dataset.transform))
+
+    def evaluation(self, split: str, limit: int) -> Examples:
+        return self._get((split, limit), lambda: self._dataset.evaluation(split, limit))
+
+    def _get(self, key: Any, make: Callable[[], tuple[np.ndarray, data.Transform]]) -> Examples:
+        if key not in self._examples:
+            raw, transform = make()
+            self._examples[key] = Examples(jnp.asarray(raw), transform)
+        return self._examples[key]
+
+
+class Trainer:
+    """One population on its way. `stop` is asked between dispatches; `progress` is told of steps."""
+
+    def __init__(
+        self,
+        plan: PopulationPlan,
+        programs: Programs,
+        examples: DeviceData,
+        workdir: Workdir,
+        tensorboard: writers.TensorBoard,
+        *,
+        stop: Callable[[], bool],
+        progress: Callable[..., None],
+        checkpoint_seconds: float,
+    ) -> None:
+        self._plan = plan
+        self._programs = programs
+        self._examples = examples
+        self._workdir = workdir
+        self._tensorboard = tensorboard
+        self._stop = stop
+        self._progress = progress
+        self._checkpoint_seconds = checkpoint_seconds
+        self._folder = workdir.checkpoints(plan.id)
+        self._records: list[list[dict[str, Any]]] = [[] for _ in plan.runs]
+        self._seconds = 0.0
+        self._steps_per_dispatch = 1
+
+    def run(self) -> None:
+        """Trains and writes results.
+
+        Raises:
+          Stopped: `stop` said so; what was done is saved.
+          OSError: a file could not be written; checkpoints on disk stand.
+        """
+        started = time.monotonic()
+        population = self._begin()
+        last_saved = time.monotonic()
+        step = int(population.step)
+        self._progress(step, self._elbo())
+        while step < self._plan.num_steps:
+            reading = min(
+                (step // self._plan.evaluation.every + 1) * self._plan.evaluation.every,
+                self._plan.num_steps,
+            )
+            population = self._advance(population, reading - 1, started)
+            population = self._read(population)
+            step = reading
+            self._progress(step, self._elbo())
+            overdue = time.monotonic() - last_saved >= self._checkpoint_seconds
+            if overdue or step == self._plan.num_steps:
+                self._save(population, started)
+                last_saved = time.monotonic()
+            if self._stop() and step < self._plan.num_steps:
+                self._save(population, started)
+                raise Stopped
+        self._finish(population, started)
+
+    def _begin(self) -> train.Population:
+        """1. The newest intact checkpoint, with its readings, or the first state."""
+        plan = self._plan
+        hparams = stack(plan.hparams())
+        mean = jnp.asarray(plan.dataset.train_mean())
+        shapes = jax.eval_shape(lambda h, m: train.init(plan.spec, h, m), hparams, mean)
+        like = (shapes, jax.ShapeDtypeStruct((), np.float64))
+        restored = checkpoint.restore(self._folder, like)
+        if restored is None:
+            return self._programs.get("init", plan)(hparams, mean)
+        step, (population, seconds) = restored
+        self._seconds = float(seconds)
+        for records, run in zip(self._records, plan.runs, strict=True):
+            file = self._workdir.run(run.run_id) / "metrics.jsonl"
+            records += [r for r in writers.read_jsonl(file) if r["step"] <= step]
+        return jax.tree.map(jnp.asarray, population)
+
+    def _save(self, population: train.Population, started: float) -> None:
+        """The readings first: a checkpoint never knows of steps whose readings are not on disk."""
+        for records, run in zip(self._records, self._plan.runs, strict=True):
+            writers.write_jsonl(self._workdir.run(run.run_id) / "metrics.jsonl", records)
+        seconds = np.float64(self._seconds + time.monotonic() - started)
+        checkpoint.save(self._folder, int(population.step), (population, seconds))
+
+    def _advance(
+        self, population: train.Population, target: int, started: float
+    ) -> train.Population:
+        """Trains to step `target`, in dispatches that adapt to their measured length."""
+        chunk = self._programs.get("chunk", self._plan)
+        examples = self._examples.training()
+        step = int(population.step)
+        while step < target:
+            if self._stop():
+                self._save(population, started)
+                raise Stopped
+            steps = min(self._steps_per_dispatch, target - step)
+            before = time.monotonic()
+            population = jax.block_until_ready(chunk(population, examples, jnp.int32(steps)))
+            seconds = max(time.monotonic() - before, 1e-4)
+            step += steps
+            wanted = int(steps * DISPATCH_SECONDS / seconds)
+            self._steps_per_dispatch = max(1, min(wanted, 8 * self._steps_per_dispatch))
+            self._progress(step, self._elbo())
+        return population
+
+    def _read(self, population: train.Population) -> train.Population:
+        """Makes one more step, measures it, evaluates, and starts the next interval."""
+        plan = self._plan
+        before = jax.tree.map(jnp.copy, population)
+        chunk = self._programs.get("chunk", plan)
+        population = chunk(population, self._examples.training(), jnp.int32(1))
+        changes = self._programs.get("changes", plan)(before, population)
+        test = self._evaluate("test", population)
+        readings = jax.device_get((population.interval, population.states, changes, test))
+        interval, states, changes, test = readings
+        names = layers.layer_names(states.params)
+        for i, records in enumerate(self._records):
+            if states.diverged[i]:
+                continue  # its readings end where it diverged
+            record: dict[str, Any] = {"step": int(population.step)}
+            record |= {f"train/{name}": float(v[i]) for name, v in interval.means.items()}
+            record |= {f"test/{n}": test[n][i].item() for n in _SCALARS}
+            norms = {"grad": interval.grad_norms, **changes}
+            for kind, values in norms.items():
+                pairs = zip(names, values[i], strict=True)
+                record |= {f"{kind}/{name}/norm": float(v) for name, v in pairs}
+            records.append(record)
+            self._tensorboard.write(plan.runs[i].run_id, record)
+        return train.reset_interval(population)
+
+    def _evaluate(self, split: str, population: train.Population) -> dict[str, jax.Array]:
+        program = self._programs.get(f"evaluate_{split}", self._plan)
+        return program(population, self._evaluation(split), jnp.int32(SPLITS[split]))
+
+    def _evaluation(self, split: str) -> Examples:
+        plan = self._plan
+        limit = plan.evaluation.train_limit if split == "train" else plan.dataset.num_test
+        return self._examples.evaluation(split, limit)
+
+    def _elbo(self) -> float | None:
+        """Mean test elbo over the runs that still train, for the progress bar."""
+        last = [records[-1]["test/elbo"] for records in self._records if records]
+        finite = [value for value in last if value is not None]
+        return float(np.mean(finite)) if finite else None
+
+    def _finish(self, population: train.Population, started: float) -> None:
+        """3. Final evaluations, then the folder of each run."""
+        plan = self._plan
+        test = self._evaluate("test", population)
+        on_train = self._evaluate("train", population)
+        nll = None
+        if plan.evaluation.iw_samples:
+            bound = self._programs.get("iw_bound", plan)
+            nll = -bound(population, self._evaluation("test"), jnp.int32(SPLITS["test"]))
+        shown = min(plan.dataset.num_test, gallery.NUM_LATENTS)
+        pictures = self._programs.get("gallery", plan)(
+            population, self._examples.evaluation("test", shown), test["kl_per_dim"]
+        )
+        values = jax.device_get((population.states, test, on_train, nll, pictures))
+        states, test, on_train, nll, pictures = values
+        wall_s = (self._seconds + time.monotonic() - started) / len(plan.runs)
+        for i, run in enumerate(plan.runs):
+            state = jax.tree.map(lambda a, i=i: a[i], states)
+            folder = self._workdir.run(run.run_id)
+            writers.write_json(folder / "config.json", run.config)
+            writers.write_jsonl(folder / "metrics.jsonl", self._records[i])
+            pictures_of_run = {name: array[i] for name, array in pictures.items()}
+            write_gallery(folder, plan.dataset, pictures_of_run, test["kl_per_dim"][i])
+            checkpoint.save_tree(
+                folder / "params", {"params": state.eval_params, "stats": state.stats}
+            )
+            row: dict[str, Any] = {"run_id": run.run_id, "status": "ok", **run.overrides}
+            row |= {"seed": run.flat["seed"], "steps": plan.num_steps, "wall_s": round(wall_s, 3)}
+            if state.diverged:
+                row["status"] = "diverged"
+                row["steps"] = int(state.diverged_step)
+                cause = divergence.diagnose(plan.spec, self._examples.training(), state)
+                row |= {f"diverged/{name}": value for name, value in cause._asdict().items()}
+            else:
+                row |= {f"test/{name}": test[name][i].item() for name in _SCALARS}
+                if nll is not None:
+                    row |= {"test/nll": nll[i].item()}
+                    row |= {"test/nll_samples": plan.evaluation.iw_samples}
+                row |= {f"train_eval/{name}": on_train[name][i].item() for name in _SCALARS}
+                row["gap/elbo"] = row["train_eval/elbo"] - row["test/elbo"]
+            writers.write_json(folder / "result.json", row)
+
+
+_SCALARS = ("elbo", "rate", "distortion", "active_units")
+
+
+def write_gallery(
+    folder: pathlib.Path,
+    dataset: data.Dataset,
+    pictures: dict[str, np.ndarray],
+    kl_per_dim: np.ndarray,
+) -> None:
+    """Writes gallery.npz: images as bytes 0..255 of what one would display."""
+    arrays: dict[str, np.ndarray] = {"kl_per_dim": kl_per_dim}
+    images = ("originals", "reconstructions", "samples", "traversals")
+    arrays |= {name: _display(dataset, pictures[name]) for name in images}
+    for name in ("traversal_dims", "latents", "latent_dims"):
+        arrays[name] = pictures[name]
+    arrays["traversal_values"] = np.array(gallery.TRAVERSAL, np.float32)
+    if dataset.test_labels is not None:
+        arrays["labels"] = dataset.test_labels[: len(pictures["latents"])].astype(np.int32)
+    writers.write_npz(folder / "gallery.npz", arrays)
+
+
+def _display(dataset: data.Dataset, x: np.ndarray) -> np.ndarray:
+    """Model units to bytes: the range of the data becomes 0..255, and what exceeds it is cut."""
+    low, high = dataset.value_range()
+    unit = np.nan_to_num((x - low) / max(high - low, 1e-12))
+    return np.round(255 * np.clip(unit, 0, 1)).astype(np.uint8)
+
+
+def pending(plans: Iterable[PopulationPlan], workdir: Workdir) -> list[PopulationPlan]:
+    """The populations of which some run has no result yet."""
+    return [p for p in plans if any(workdir.result(run.run_id) is None for run in p.runs)]

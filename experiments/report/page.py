@@ -1,0 +1,298 @@
+"""The HTML page: one self-contained file that opens offline.
+
+Safety: what comes from the folder is escaped where it enters the markup (`escape`), the JSON
+(`json_script`) or plotly's text (`interactive.text`); besides, a content security policy admits
+only the scripts whose hashes it lists and no network at all.
+"""
+
+import base64
+import hashlib
+import html
+import importlib.resources
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.report import aggregate, explorers, interactive, style, tables
+from experiments.report.aggregate import Group
+from experiments.report.gallery import gallery_section
+from experiments.report.markup import caption, escape, plot, section
+from experiments.report.results import Results, Run
+
+# Each run in the layer explorer carries three norms per layer and step; past this many the page is
+# too large to mail.
+MAX_LAYER_RUNS = 60
+
+
+def page(results: Results) -> str:
+    """The whole report.html as text."""
+    groups = aggregate.groups(results)
+    figures: dict[str, Any] = {
+        "base-layout": {
+            "layout": interactive.base_layout(),
+            "axis": interactive.axis_layout(),
+            "accent": style.ACCENT,
+        }
+    }
+    sections = [
+        ("question", "The question", tables.question(results)),
+        ("results", "Results", tables.results_tables(results, groups)),
+        ("ablations", "Ablation curves", _ablations(results, figures)),
+        ("rate-distortion", "Rate and distortion", _rate_distortion(results, figures)),
+        ("training", "Training curves", _training(results, groups, figures)),
+        ("layers", "Gradients by layer", _layers(results, groups, figures)),
+        ("gallery", "What the models make", gallery_section(results, groups, figures)),
+        ("diverged", "Diverged runs", tables.diverged(results)),
+    ]
+    subsections = {
+        "ablations": [(f"ablation-{i}", axis.label) for i, axis in enumerate(results.swept)],
+    }
+    name = results.workdir.resolve().name
+    body = "\n".join(
+        section(anchor, f"{number}. {title}", content)
+        for number, (anchor, title, content) in enumerate(sections, 1)
+    )
+    scripts = [_plotly_js(), _asset("report.js")]
+    data = "\n".join(json_script(anchor, value) for anchor, value in figures.items())
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_policy(scripts)}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(name)} · VAE report</title>
+<link rel="icon" href="data:,">
+<style>{_asset("report.css")}</style>
+</head>
+<body>
+<div class="layout">
+<nav aria-label="Contents"><div class="brand">{escape(name)}</div>
+{_contents(sections, subsections)}</nav>
+<main>
+<header>{tables.header(results, groups, name)}</header>
+<noscript><p class="callout">The plots need JavaScript; <code>figures/</code> beside this page holds
+the same as PNG and PDF.</p></noscript>
+{body}
+<footer>{tables.footer(results)}</footer>
+</main>
+</div>
+{data}
+<script>{scripts[0]}</script>
+<script>{scripts[1]}</script>
+</body>
+</html>
+"""
+
+
+def json_script(anchor: str, value: Any) -> str:
+    """JSON in a <script> element that no string in it can end or comment out; nan becomes null."""
+    text = json.dumps(_plain(value), allow_nan=False, separators=(",", ":"), ensure_ascii=True)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return f'<script type="application/json" id="{escape(anchor)}">{text}</script>'
+
+
+def _ablations(results: Results, figures: dict[str, Any]) -> str:
+    if not results.swept:
+        return "<p>No field other than the seed was swept, so there is nothing to plot against.</p>"
+    if not interactive.measured(results):
+        return "<p>No run has finished yet.</p>"
+    parts = [
+        "<p>Test metrics against each swept field. Error bars are ± one standard error over "
+        "seeds; where a panel has none, one seed was run. ELBO = −(rate + distortion), always "
+        "with β = 1, so runs trained with different β compare.</p>"
+    ]
+    for i, axis in enumerate(results.swept):
+        by = aggregate.companion(results, axis)
+        others = [other for other in results.swept if other not in (axis, by)]
+        figures[f"figure-ablation-{i}"] = interactive.ablation(results, axis)
+        reading = [f"<b>Test metrics over <code>{escape(axis.field)}</code></b>"]
+        if by:
+            reading.append(f", one line per <code>{escape(by.field)}</code>")
+        if others:
+            names = " and ".join(f"<code>{escape(other.field)}</code>" for other in others)
+            reading.append(
+                f", averaged over {names} within each seed before the mean over seeds is taken"
+            )
+        reading.append(".")
+        if any(not math.isfinite(run.number("test/elbo")) for run in results.runs):
+            reading.append(
+                " Hollow points are over fewer seeds: one that lacks a run (diverged or "
+                "unfinished) is left out, and so is a point with no whole seed."
+            )
+        if axis.log:
+            reading.append(" Logarithmic axis.")
+        parts.append(f'<h3 id="ablation-{i}">{escape(axis.field)}</h3>')
+        parts.append(
+            caption(plot(f"figure-ablation-{i}", figures[f"figure-ablation-{i}"]), "".join(reading))
+        )
+    return "\n".join(parts)
+
+
+def _rate_distortion(results: Results, figures: dict[str, Any]) -> str:
+    figure = interactive.rate_distortion(results)
+    if figure is None:
+        return "<p>No run has finished yet.</p>"
+    figures["figure-rate-distortion"] = figure
+    color, symbol = interactive.rate_distortion_axes(results)
+    reading = [
+        "<b>Each point is one run on the test set.</b> Rate is what the code costs, distortion "
+        "what it misses."
+    ]
+    reading.append(
+        " Dotted lines join points of equal ELBO (their number, in nats): moving along one trades "
+        "rate for distortion at no gain; towards the lower left the bound improves."
+    )
+    if color:
+        reading.append(f" Colour: <code>{escape(color.field)}</code>.")
+    if symbol:
+        shapes = ", ".join(
+            f"{glyph}&nbsp;{escape(label)}"
+            for glyph, label in zip(interactive.SYMBOL_GLYPHS, symbol.labels(), strict=False)
+        )
+        reading.append(f" Shape: <code>{escape(symbol.field)}</code> ({shapes}).")
+    reading.append(" Hover a point for its configuration.")
+    return caption(plot("figure-rate-distortion", figure), "".join(reading))
+
+
+def _training(results: Results, groups: Sequence[Group], figures: dict[str, Any]) -> str:
+    if not any(run.step.size for run in results.runs):
+        return "<p>No run has logged anything yet.</p>"
+    figures["training-data"] = explorers.training(results, groups)
+    controls = []
+    if results.swept:
+        options = [(str(i), axis.field) for i, axis in enumerate(results.swept)] + [
+            ("all", "all groups")
+        ]
+        controls.append(_select("training-vary", "Compare", options, 0))
+        for i, axis in enumerate(results.swept):
+            start = (len(axis.values) - 1) // 2
+            choices = [(str(k), label) for k, label in enumerate(axis.labels())]
+            select = _select(f"training-fix-{i}", f"{axis.label} =", choices, start)
+            controls.append(f'<span id="training-fix-box-{i}">{select}</span>')
+    controls.append(
+        _select("training-scale", "Step axis", [("linear", "linear"), ("log", "logarithmic")], 0)
+    )
+    reading = (
+        "<b>ELBO, rate and distortion against the training step.</b> Solid: test set, mean over "
+        "seeds, band ± one standard error. Dotted: training batches, averaged since the last "
+        "logged step, so a little behind the test curve. At most five groups show at first; click "
+        "the legend for the others, double-click to isolate one."
+    )
+    if any(run.status == "diverged" for run in results.runs):
+        reading += " Diverged runs are left out of a mean that has other members."
+    reading += _thinned(results.runs, explorers.training_points(groups))
+    return f'<div class="controls" id="training-controls">{"".join(controls)}</div>' + caption(
+        '<div class="plot" id="training-plot"></div>', reading
+    )
+
+
+def _layers(results: Results, groups: Sequence[Group], figures: dict[str, Any]) -> str:
+    runs = [run for run in map(aggregate.first_shown, groups) if run is not None and run.layers]
+    # A run that diverged is the one whose gradients one wants to see, whichever seed it has.
+    runs += [
+        run for run in results.runs if run.status == "diverged" and run.layers and run not in runs
+    ]
+    if not runs:
+        return "<p>No gradient norms were logged.</p>"
+    spread = aggregate.few(runs, MAX_LAYER_RUNS)
+    diverged = [run for run in runs if run.status == "diverged"][:20]
+    shown = [run for run in runs if run in spread or run in diverged]
+    figures["layers-data"] = explorers.layers(shown)
+    deepest = max(range(len(shown)), key=lambda i: len(shown[i].layers))
+    options = [(str(i), _layer_option(results, run)) for i, run in enumerate(shown)]
+    controls = _select("layers-run", "Run", options, deepest) + _select(
+        "layers-scale", "Step axis", [("linear", "linear"), ("log", "logarithmic")], 0
+    )
+    left_out = f", {len(shown)} of them here, evenly spaced" if len(shown) < len(runs) else ""
+    reading = (
+        "<b>L2 norm of each layer's gradient, parameters and update.</b> In the heat map depth "
+        "runs from the input (top) to the reconstruction (bottom): a layer that stays dark learns "
+        "little, a bright one is driven hard; blank means zero or not finite. The colour scale "
+        "(gradient norm, nats per unit of parameter) is the same for every run. Lines: dark to "
+        "light with depth, decoder dashed, logarithmic axis. Update ÷ parameter is the relative "
+        "change per step; 10<sup>−3</sup> is a common healthy size. Shown: the first seed of each "
+        f"group and the diverged runs{left_out}."
+    )
+    reading += _thinned(shown, explorers.layer_points(shown))
+    return f'<div class="controls" id="layers-controls">{controls}</div>' + caption(
+        '<div class="plot" id="layers-plot"></div>', reading
+    )
+
+
+def _thinned(runs: Sequence[Run], points: int) -> str:
+    if max(run.step.size for run in runs) <= points:
+        return ""
+    return f" Of each curve {points} logged steps are drawn, evenly spaced."
+
+
+def _layer_option(results: Results, run: Run) -> str:
+    label = aggregate.run_label(results, run)
+    return f"{label} (diverged)" if run.status == "diverged" else label
+
+
+def _select(anchor: str, label: str, options: Sequence[tuple[str, str]], chosen: int) -> str:
+    items = "".join(
+        f'<option value="{escape(value)}"{" selected" * (i == chosen)}>{escape(text)}</option>'
+        for i, (value, text) in enumerate(options)
+    )
+    return f'<label for="{anchor}">{escape(label)} <select id="{anchor}">{items}</select></label>'
+
+
+def _contents(
+    sections: Sequence[tuple[str, str, str]], subsections: dict[str, list[tuple[str, str]]]
+) -> str:
+    items = []
+    for number, (anchor, title, _) in enumerate(sections, 1):
+        inner = "".join(
+            f'<li><a href="#{sub}">{escape(name)}</a></li>'
+            for sub, name in subsections.get(anchor, ())
+        )
+        inner = f"<ol>{inner}</ol>" if inner else ""
+        items.append(f'<li><a href="#{anchor}">{number}. {escape(title)}</a>{inner}</li>')
+    return f"<ol>{''.join(items)}</ol>"
+
+
+def _plain(value: Any) -> Any:
+    """numpy and nan to what JSON knows."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """No network, no inline handlers: only these scripts, by hash. Plotly sets styles and exports
+    images by blob.
+    """
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode('utf-8')).digest()).decode()}'"
+        for script in scripts
+    )
+    return html.escape(
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'",
+        quote=False,
+    )
+
+
+def _asset(name: str) -> str:
+    return (
+        importlib.resources.files("experiments.report").joinpath(name).read_text(encoding="utf-8")
+    )
+
+
+def _plotly_js() -> str:
+    from plotly.offline import get_plotlyjs
+
+    # HTML parsers normalise line ends before hashing; plotly ships LF, and this keeps the policy's
+    # hash right if it ever does not.
+    return get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")

@@ -1,0 +1,365 @@
+"""Reads a results folder into memory: numpy, json and csv only, nothing of JAX.
+
+The folder is the contract between a run and its report (architecture, "The contract of a results
+folder"). A folder may be unfinished: runs without a row, a metrics line cut in half, or no gallery
+are noted and left out, never an error.
+"""
+
+import csv
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from vae.errors import UserError
+
+SEED = "seed"
+
+# Columns of results.csv that hold words, not numbers, whatever they look like (a run id such as
+# "12e4567890" is no number).
+_TEXT_COLUMNS = ("run_id", "status", "diverged/term", "diverged/layer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One swept field: its dotted name, the shortest name that is still clear, and its values in
+    reading order.
+    """
+
+    field: str
+    label: str
+    values: tuple[Any, ...]
+
+    @property
+    def numeric(self) -> bool:
+        return all(is_number(value) for value in self.values)
+
+    @property
+    def log(self) -> bool:
+        """Whether a logarithmic scale suits: positive numbers that span a decade, or whose ratios
+        are steadier than their differences (1, 2, 4, but not 1, 2, 3).
+        """
+        if not self.numeric or min(self.values) <= 0 or len(self.values) < 2:
+            return False
+        if max(self.values) / min(self.values) >= 10:
+            return True
+        ordered = np.array(self.values, np.float64)
+        gaps, log_gaps = np.diff(ordered), np.diff(np.log(ordered))
+        return bool(log_gaps.max() / log_gaps.min() < gaps.max() / gaps.min())
+
+    def index(self, value: Any) -> int:
+        return [value_key(other) for other in self.values].index(value_key(value))
+
+    def labels(self) -> list[str]:
+        return [value_label(value) for value in self.values]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One run as its files tell it.
+
+    Attributes:
+      run_id: the hash that names the run's folder.
+      values: the run's value on every swept field, the seed among them.
+      seed: the run's seed, None where the folder does not say.
+      status: "ok", "diverged", "unfinished" (curves but no result) or "missing" (nothing yet).
+      row: its row of results.csv: numbers as float (nan where the cell is empty), words as str.
+      step: int64 [L], the steps at which metrics were logged, ascending.
+      curves: metric key -> float64 [L], nan where nothing finite was logged.
+      layers: names of the layers in order of depth.
+      directory: the run's folder.
+    """
+
+    run_id: str
+    values: dict[str, Any]
+    seed: int | None
+    status: str
+    row: dict[str, Any]
+    step: np.ndarray
+    curves: dict[str, np.ndarray]
+    layers: tuple[str, ...]
+    directory: pathlib.Path
+
+    def number(self, key: str) -> float:
+        """The run's final value of a metric; nan where it has none (not finished, diverged, not
+        measured).
+        """
+        value = self.row.get(key, math.nan)
+        return float(value) if is_number(value) else math.nan
+
+    @functools.cached_property
+    def gallery(self) -> dict[str, np.ndarray]:
+        """The arrays of gallery.npz; empty where the file is absent or damaged."""
+        return read_gallery(self.directory / "gallery.npz")
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """A results folder. `axes` leaves out the seed; `notes` says what was skipped while reading."""
+
+    workdir: pathlib.Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    axes: tuple[Axis, ...]
+    seeds: tuple[Any, ...]
+    runs: tuple[Run, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def swept(self) -> tuple[Axis, ...]:
+        """The axes with more than one value: those that can be plotted against."""
+        return tuple(axis for axis in self.axes if len(axis.values) > 1)
+
+
+def read_results(workdir: pathlib.Path) -> Results:
+    """Reads a results folder.
+
+    Args:
+      workdir: the folder that `python -m experiments.run --workdir=DIR` wrote, finished or not.
+
+    Returns:
+      What it holds, with notes on what could not be read.
+
+    Raises:
+      UserError: there is no such folder, it is no results folder, or one of its JSON or CSV files
+        is damaged.
+    """
+    workdir = pathlib.Path(workdir)
+    advice = "give the folder that `python -m experiments.run --config=... --workdir=DIR` wrote"
+    if not workdir.is_dir():
+        raise UserError(f"workdir: there is no folder {workdir}; {advice}")
+    if not (workdir / "config.json").is_file():
+        raise UserError(
+            f"workdir: {workdir} is no results folder, for it has no config.json; {advice}"
+        )
+
+    config = _read_json(workdir / "config.json", {})
+    environment = _read_json(workdir / "environment.json", {})
+    sweep = _read_json(workdir / "sweep.json", {})
+    rows = read_csv(workdir / "results.csv")
+    overrides = _overrides(workdir, sweep, rows)
+
+    fields = list(sweep.get("axes", {}))
+    for of_run in overrides.values():
+        fields += [field for field in of_run if field not in fields]
+
+    runs, notes = [], []
+    for run_id, of_run in overrides.items():
+        directory = workdir / "runs" / run_id
+        row = rows.get(run_id) or _result_row(directory / "result.json")
+        values = {field: of_run.get(field, _lookup(config, field)) for field in fields}
+        step, curves, layers, skipped = read_metrics(directory / "metrics.jsonl")
+        if skipped:
+            notes.append(
+                f"runs/{run_id}/metrics.jsonl: {skipped} damaged line{'s' * (skipped > 1)} skipped "
+                "(a run killed while writing leaves such a line; resuming the run repairs it)"
+            )
+        status = str(
+            row.get("status") or ("ok" if row else "unfinished" if step.size else "missing")
+        )
+        seed = values.get(SEED, row.get(SEED, _lookup(config, SEED)))
+        seed = int(seed) if is_number(seed) and math.isfinite(seed) else None
+        runs.append(Run(run_id, values, seed, status, row, step, curves, layers, directory))
+
+    unfinished = [run.run_id for run in runs if run.status in ("unfinished", "missing")]
+    if unfinished:
+        notes.append(
+            f"{len(unfinished)} of {len(runs)} runs have no final result yet "
+            f"({_some(unfinished)}): the same command on the same folder finishes them; means "
+            "below are over the runs that are there"
+        )
+    # Sorting by axis keeps groups and legends in reading order however the planner packed the runs.
+    swept_fields = [field for field in fields if field != SEED]
+    axes = _axes(swept_fields, sweep.get("axes", {}), runs)
+    runs.sort(
+        key=lambda run: (*(axis.index(run.values[axis.field]) for axis in axes), run.seed or 0)
+    )
+    seeds = tuple(sorted({run.seed for run in runs if run.seed is not None}))
+    return Results(workdir, config, environment, axes, seeds, tuple(runs), tuple(notes))
+
+
+def read_metrics(
+    path: pathlib.Path,
+) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[str, ...], int]:
+    """Reads a metrics.jsonl.
+
+    A step that occurs twice (a run that was resumed from before its last line) counts once, the
+    later line.
+
+    Returns:
+      Steps int64 [L]; curves, key -> float64 [L] with nan for null and absent values; layer names
+      in order of depth, which is their order of appearance; and the number of damaged lines that
+      were skipped.
+    """
+    if not path.is_file():
+        return np.zeros(0, np.int64), {}, (), 0
+    by_step: dict[int, dict[str, Any]] = {}
+    skipped = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            by_step[int(record["step"])] = record
+        except (ValueError, KeyError, TypeError, OverflowError):
+            skipped += 1
+    steps = sorted(by_step)
+    keys = dict.fromkeys(key for step in steps for key in by_step[step] if key != "step")
+    curves = {}
+    for key in keys:
+        column = [by_step[step].get(key) for step in steps]
+        curves[key] = np.array([v if is_number(v) else math.nan for v in column], np.float64)
+        curves[key][~np.isfinite(curves[key])] = math.nan
+    layers = dict.fromkeys(
+        key[len("grad/") : -len("/norm")]
+        for key in keys
+        if key.startswith("grad/") and key.endswith("/norm")
+    )
+    return np.array(steps, np.int64), curves, tuple(layers), skipped
+
+
+def read_csv(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Reads results.csv: run_id -> row, cells as float where they are numbers, nan where they are
+    empty.
+    """
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not reader.fieldnames:
+            return {}
+        if "run_id" not in reader.fieldnames:
+            raise UserError(
+                f"workdir: {path} has no column run_id; delete the file and run the same command "
+                "again"
+            )
+        return {
+            row["run_id"]: {key: _cell(key, text) for key, text in row.items() if key}
+            for row in reader
+        }
+
+
+def read_gallery(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads gallery.npz without ever loading a pickle; an absent or damaged file reads as empty,
+    and an array with a nan or an infinity (a run that went bad) as absent.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            loaded = {name: arrays[name] for name in arrays.files}
+    except Exception:
+        # zipfile, zlib and numpy each raise their own; whatever it was, this file shows nothing.
+        return {}
+    return {
+        name: array
+        for name, array in loaded.items()
+        if array.dtype.kind in "biuf" and np.isfinite(array).all()
+    }
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def value_key(value: Any) -> str:
+    """A hashable identity of a config value; 1 and 1.0 are the same value."""
+    return json.dumps(float(value) if is_number(value) else value, sort_keys=True, default=str)
+
+
+def value_label(value: Any) -> str:
+    """How a config value is written in the report: 0.5, 1e-05, relu, [500, 200]."""
+    if is_number(value):
+        return f"{value:.4g}" if abs(value) < 1e4 or value != int(value) else f"{int(value)}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _read_json(path: pathlib.Path, default: Any) -> Any:
+    if not path.is_file():
+        return default
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"workdir: {path} is no valid JSON ({error}); delete the file and run the same command "
+            "again"
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(
+            f"workdir: {path} holds no JSON object; delete the file and run the same command again"
+        )
+    return value
+
+
+def _cell(column: str, text: str | None) -> float | str:
+    if column in _TEXT_COLUMNS:
+        return text or ""
+    if not text:
+        return math.nan
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _result_row(path: pathlib.Path) -> dict[str, Any]:
+    """A finished run's result.json stands in while results.csv has not been gathered yet."""
+    try:
+        return _read_json(path, {})
+    except UserError:
+        return {}
+
+
+def _overrides(
+    workdir: pathlib.Path, sweep: dict[str, Any], rows: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """run_id -> swept fields with values: from sweep.json, else one entry for every run that left
+    anything.
+    """
+    planned = {str(run["run_id"]): dict(run.get("overrides", {})) for run in sweep.get("runs", ())}
+    if planned:
+        return planned
+    folder = workdir / "runs"
+    found = (
+        sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    )
+    return {run_id: {} for run_id in dict.fromkeys([*rows, *found])}
+
+
+def _lookup(config: dict[str, Any], field: str) -> Any:
+    node: Any = config
+    for part in field.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+def _axes(fields: list[str], declared: dict[str, list[Any]], runs: list[Run]) -> tuple[Axis, ...]:
+    """Swept fields with the values that runs have: numbers ascending, anything else in the sweep's
+    order.
+    """
+    axes = []
+    for field in fields:
+        taken = {value_key(run.values[field]): run.values[field] for run in runs}
+        order = [value_key(value) for value in declared.get(field, ())]
+        values = [taken[key] for key in dict.fromkeys(order) if key in taken]
+        values += [value for key, value in taken.items() if key not in order]
+        if values and all(is_number(value) for value in values):
+            values.sort()
+        axes.append(Axis(field, _short_name(field, fields), tuple(values)))
+    return tuple(axes)
+
+
+def _short_name(field: str, fields: list[str]) -> str:
+    """The last part of a dotted name, or the whole name where two swept fields would share it."""
+    last = field.rsplit(".", 1)[-1]
+    return last if sum(other.rsplit(".", 1)[-1] == last for other in fields) == 1 else field
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")

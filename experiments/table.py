@@ -1,0 +1,42 @@
+"""The results as a text table: mean ± standard error over seeds."""
+
+import math
+import pathlib
+
+from experiments.report import aggregate
+from experiments.report.results import read_results
+
+_METRICS = {
+    "test/elbo": "elbo",
+    "test/rate": "rate",
+    "test/distortion": "distortion",
+    "test/nll": "nll",
+    "test/active_units": "active units",
+}
+
+
+def results_table(workdir: pathlib.Path) -> str:
+    """A line for each combination of the swept fields but the seed; nats, means over the seeds."""
+    results = read_results(workdir)
+    axes = results.swept
+    metrics = [m for m in _METRICS if any(math.isfinite(r.number(m)) for r in results.runs)]
+    samples = {r.number("test/nll_samples") for r in results.runs} - {math.nan}
+    titles = dict(_METRICS)
+    finite = sorted(int(k) for k in samples if math.isfinite(k))
+    titles["test/nll"] = f"nll (K = {', '.join(map(str, finite))})"
+    rows = [[axis.label for axis in axes] + ["runs"] + [titles[m] for m in metrics]]
+    for group in aggregate.groups(results):
+        swept = [group.values[results.axes.index(axis)] for axis in axes]
+        cells = [str(v) for v in swept] + [str(len(group.runs))]
+        for metric in metrics:
+            seen = aggregate.estimate(run.number(metric) for run in group.runs)
+            if not seen.n:
+                cells.append("diverged")
+            elif seen.n == 1:
+                cells.append(f"{seen.mean:.2f}")
+            else:
+                cells.append(f"{seen.mean:.2f} ± {seen.error:.2f}")
+        rows.append(cells)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

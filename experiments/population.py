@@ -8,6 +8,7 @@
 import pathlib
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -210,31 +211,42 @@ class Trainer:
         values = jax.device_get((population.states, test, on_train, nll, pictures))
         states, test, on_train, nll, pictures = values
         wall_s = (self._seconds + time.monotonic() - started) / len(plan.runs)
-        for i, run in enumerate(plan.runs):
-            state = jax.tree.map(lambda a, i=i: a[i], states)
-            folder = self._workdir.run(run.run_id)
-            writers.write_json(folder / "config.json", run.config)
+
+        def write(i: int) -> None:
+            state, kl = jax.tree.map(lambda a: a[i], (states, test["kl_per_dim"]))
+            folder = self._workdir.run(plan.runs[i].run_id)
+            writers.write_json(folder / "config.json", plan.runs[i].config)
             writers.write_jsonl(folder / "metrics.jsonl", self._records[i])
             pictures_of_run = {name: array[i] for name, array in pictures.items()}
-            write_gallery(folder, plan.dataset, pictures_of_run, test["kl_per_dim"][i])
+            write_gallery(folder, plan.dataset, pictures_of_run, kl)
             checkpoint.save_tree(
                 folder / "params", {"params": state.eval_params, "stats": state.stats}
             )
-            row: dict[str, Any] = {"run_id": run.run_id, "status": "ok", **run.overrides}
-            row |= {"seed": run.flat["seed"], "steps": plan.num_steps, "wall_s": round(wall_s, 3)}
-            if state.diverged:
-                row["status"] = "diverged"
-                row["steps"] = int(state.diverged_step)
-                cause = divergence.diagnose(plan.spec, self._examples.training(), state)
-                row |= {f"diverged/{name}": value for name, value in cause._asdict().items()}
-            else:
-                row |= {f"test/{name}": test[name][i].item() for name in _SCALARS}
-                if nll is not None:
-                    row |= {"test/nll": nll[i].item()}
-                    row |= {"test/nll_samples": plan.evaluation.iw_samples}
-                row |= {f"train_eval/{name}": on_train[name][i].item() for name in _SCALARS}
-                row["gap/elbo"] = row["train_eval/elbo"] - row["test/elbo"]
+            scalars = {f"test/{name}": test[name][i].item() for name in _SCALARS}
+            if nll is not None:
+                scalars |= {"test/nll": nll[i].item()}
+                scalars |= {"test/nll_samples": plan.evaluation.iw_samples}
+            scalars |= {f"train_eval/{name}": on_train[name][i].item() for name in _SCALARS}
+            scalars["gap/elbo"] = scalars["train_eval/elbo"] - scalars["test/elbo"]
+            row = self._result(i, state, scalars) | {"wall_s": round(wall_s, 3)}
             writers.write_json(folder / "result.json", row)
+
+        # Side by side, because most of it is waiting for the disk.
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            list(pool.map(write, range(len(plan.runs))))
+
+    def _result(
+        self, i: int, state: train.TrainState, scalars: dict[str, float]
+    ) -> dict[str, Any]:
+        """The row of run i in results.csv; a diverged run has its cause in place of numbers."""
+        run = self._plan.runs[i]
+        row: dict[str, Any] = {"run_id": run.run_id, "status": "ok", **run.overrides}
+        row |= {"seed": run.flat["seed"], "steps": self._plan.num_steps}
+        if not state.diverged:
+            return row | scalars
+        cause = divergence.diagnose(self._plan.spec, self._examples.training(), state)
+        row |= {"status": "diverged", "steps": int(state.diverged_step)}
+        return row | {f"diverged/{name}": value for name, value in cause._asdict().items()}
 
 
 _SCALARS = ("elbo", "rate", "distortion", "active_units")
@@ -249,7 +261,8 @@ def write_gallery(
     """Writes gallery.npz: images as bytes 0..255 of what one would display."""
     arrays: dict[str, np.ndarray] = {"kl_per_dim": kl_per_dim}
     images = ("originals", "reconstructions", "samples", "traversals")
-    arrays |= {name: _display(dataset, pictures[name]) for name in images}
+    low, high = dataset.value_range()
+    arrays |= {name: _display(pictures[name], low, high) for name in images}
     for name in ("traversal_dims", "latents", "latent_dims"):
         arrays[name] = pictures[name]
     arrays["traversal_values"] = np.array(gallery.TRAVERSAL, np.float32)
@@ -258,9 +271,8 @@ def write_gallery(
     writers.write_npz(folder / "gallery.npz", arrays)
 
 
-def _display(dataset: data.Dataset, x: np.ndarray) -> np.ndarray:
+def _display(x: np.ndarray, low: float, high: float) -> np.ndarray:
     """Model units to bytes: the range of the data becomes 0..255, and what exceeds it is cut."""
-    low, high = dataset.value_range()
     unit = np.nan_to_num((x - low) / max(high - low, 1e-12))
     return np.round(255 * np.clip(unit, 0, 1)).astype(np.uint8)
 

@@ -26,10 +26,13 @@ from vae.hparams import stack
 
 Program = Callable[..., Any]
 
-# XLA's optimisation level on the CPU, which trades compile time against speed: a program that runs
-# once, that runs a few dozen times, that is the training. Measured on an 8-run population of
-# depth 3: level 2 halves the default's compile time at the same speed; level 0 is 2.6 times slower.
-ONCE, SOMETIMES, ALWAYS = 0, 1, 2
+# XLA's optimisation level on the CPU trades compile time against speed. Level 2 halves the
+# default's compile time at the same speed; level 0 saves another second or so of each program, and
+# runs several times slower: right for what has little to do.
+LITTLE, MUCH = 0, 2
+
+# A second of compiling is worth about so many floating-point operations at level 0.
+MUCH_FLOPS = 5e9
 
 
 def use_persistent_cache() -> None:
@@ -114,14 +117,14 @@ def _signature(name: str, plan: PopulationPlan) -> tuple[Any, tuple[Any, ...], i
     hparams = stack(plan.hparams())
     mean = jax.ShapeDtypeStruct(dataset.example_shape, np.float32)
     if name == "init":
-        return train.init, (spec, hparams, mean), ONCE
+        return train.init, (spec, hparams, mean), LITTLE
     population = jax.eval_shape(lambda h, m: train.init(spec, h, m), hparams, mean)
     step = jax.ShapeDtypeStruct((), np.int32)
     if name == "chunk":
         examples = Examples(_shape(dataset.train), dataset.transform)
-        return train.train_chunk, (spec, plan.pack, population, examples, step), ALWAYS
+        return train.train_chunk, (spec, plan.pack, population, examples, step), MUCH
     if name == "changes":
-        return _layer_changes, (population, population), ONCE
+        return _layer_changes, (population, population), LITTLE
     together = len(plan.runs) if plan.pack == "vmap" else 1
     split = "train" if name == "evaluate_train" else "test"
     count = evaluation.train_limit if split == "train" else dataset.num_test
@@ -129,16 +132,24 @@ def _signature(name: str, plan: PopulationPlan) -> tuple[Any, tuple[Any, ...], i
     if name.startswith("evaluate"):
         batch_size = memory.eval_batch(evaluation.samples, together)
         static = (spec.model, plan.pack, evaluation.samples, min(batch_size, count))
-        return evaluate.evaluate, (*static, population, examples, step), SOMETIMES
+        readings = 2 + plan.num_steps // evaluation.every
+        level = _level(plan, readings * count * evaluation.samples)
+        return evaluate.evaluate, (*static, population, examples, step), level
     if name == "iw_bound":
         chunk = min(evaluate.IW_CHUNK, evaluation.iw_samples)
         batch_size = memory.eval_batch(chunk, together)
         static = (spec.model, plan.pack, evaluation.iw_samples, min(batch_size, count))
-        level = ALWAYS if evaluation.iw_samples * count > 10**6 else SOMETIMES
+        level = _level(plan, count * evaluation.iw_samples)
         return evaluate.iw_bound, (*static, population, examples, step), level
     shown = _evaluation_examples(dataset, min(dataset.num_test, gallery.NUM_LATENTS))
     kl = jax.ShapeDtypeStruct((len(plan.runs), spec.model.latent_dim), np.float32)
-    return gallery.gallery, (spec.model, plan.pack, population, shown, kl), ONCE
+    return gallery.gallery, (spec.model, plan.pack, population, shown, kl), LITTLE
+
+
+def _level(plan: PopulationPlan, rows: int) -> int:
+    """The level for so many rows through the networks of each run."""
+    flops = 2.0 * plan.num_params * rows * len(plan.runs)
+    return MUCH if flops > MUCH_FLOPS else LITTLE
 
 
 def _evaluation_examples(dataset: Any, count: int) -> Examples:

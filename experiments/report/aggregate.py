@@ -202,6 +202,19 @@ def training_curve(group: Group, key: str) -> Curve:
     )
 
 
+def middle_groups(results: Results, groups: Sequence[Group], axis: Axis | None) -> list[Group]:
+    """The groups along one axis with every other at its middle value; all groups where there are
+    none such.
+    """
+    middle = [(len(other.values) - 1) // 2 for other in results.axes]
+    along = [
+        group
+        for group in groups
+        if all(i == middle[k] for k, i in enumerate(group.index) if results.axes[k] is not axis)
+    ]
+    return along or list(groups)
+
+
 def first_shown(group: Group) -> Run | None:
     """The run that stands for a group: its first seed that left pictures, else the first that left
     curves.

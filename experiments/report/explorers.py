@@ -19,6 +19,9 @@ from experiments.report.results import Results, Run
 # 10 MB beside plotly.js.
 NUMBER_BUDGET = 400_000
 
+# Past this many labels a legend tells nothing; their order is shown as a shade instead.
+MAX_CLASSES = 20
+
 
 def training(results: Results, groups: Sequence[Group]) -> dict[str, Any]:
     """The data behind the training-curve explorer: mean and standard error of every group on a
@@ -111,15 +114,11 @@ def latents(shown: Sequence[tuple[Group, Run]]) -> interactive.Figure | None:
     labels = np.unique(
         np.concatenate([run.gallery.get("labels", np.zeros(0, np.int32)) for _, run in shown])
     )
-    colors = style.category_colors(len(labels)) if labels.size else (style.ACCENT,)
     extent = max(latent_extent(run) for _, run in shown)
     data, seen = [], set()
     for panel, (group, run) in enumerate(shown):
         suffix = "" if panel == 0 else str(panel + 1)
         points, dims = latent_points(run)
-        # Scattered marks are heavy SVG nodes; 600 show the shape of ten classes.
-        keep = aggregate.thin(len(points), 600)
-        classes = run.gallery.get("labels")
         flat = points.shape[1] == 1
         layout[f"xaxis{suffix}"] |= interactive.axis_layout(
             f"z<sub>{dims[0]}</sub>", range=[-extent, extent], tickvals=[-2, 0, 2]
@@ -134,38 +133,11 @@ def latents(shown: Sequence[tuple[Group, Run]]) -> interactive.Figure | None:
         layout["annotations"].append(
             interactive.panel_title(layout, suffix, interactive.wrapped(group.label), size=11.5)
         )
-        for i, label in enumerate(labels.tolist() if classes is not None else [None]):
-            rows = keep if label is None else keep[classes[keep] == label]
-            if rows.size == 0:
-                continue
-            trace = {
-                "name": "examples" if label is None else str(label),
-                "legendgroup": str(label),
-                "showlegend": label is not None and label not in seen,
-                "xaxis": f"x{suffix}",
-                "yaxis": f"y{suffix}",
-            }
+        for trace in _latent_traces(run, points, labels, extent):
+            label = trace["legendgroup"]
+            trace["showlegend"] = trace["showlegend"] and label not in seen
             seen.add(label)
-            if flat:
-                counts, edges = np.histogram(points[rows, 0], bins=40, range=(-extent, extent))
-                trace |= {
-                    "type": "bar",
-                    "x": interactive.rounded((edges[1:] + edges[:-1]) / 2),
-                    "y": counts.tolist(),
-                }
-                trace |= {"marker": {"color": colors[i]}, "width": 2 * extent / 40}
-            else:
-                trace |= {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "x": interactive.rounded(points[rows, 0]),
-                    "y": interactive.rounded(points[rows, 1]),
-                }
-                trace |= {
-                    "marker": {"color": colors[i], "size": 4.5, "opacity": 0.75},
-                    "hoverinfo": "name",
-                }
-            data.append(trace)
+            data.append(trace | {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"})
         if not flat:
             layout["shapes"].append(
                 {
@@ -184,6 +156,45 @@ def latents(shown: Sequence[tuple[Group, Run]]) -> interactive.Figure | None:
     layout["margin"]["t"] = 92
     layout["height"] += 52
     return {"data": data, "layout": layout}
+
+
+def _latent_traces(
+    run: Run, points: np.ndarray, labels: np.ndarray, extent: float
+) -> list[dict[str, Any]]:
+    """One trace per label; one in all where there are none, or more than a legend can hold."""
+    # Scattered marks are heavy SVG nodes; 600 show the shape of ten classes.
+    keep = aggregate.thin(len(points), 600)
+    classes = run.gallery.get("labels")
+    parts: list[tuple[str, np.ndarray, dict[str, Any]]]
+    if classes is None or (labels.size > MAX_CLASSES and points.shape[1] == 1):
+        parts = [("examples", keep, {"color": style.ACCENT})]
+    elif labels.size > MAX_CLASSES:
+        shades = {"color": classes[keep], "colorscale": "Viridis"}
+        shades |= {"cmin": labels[0], "cmax": labels[-1]}
+        parts = [("examples", keep, shades)]
+    else:
+        colors = style.category_colors(len(labels))
+        parts = [
+            (str(label), keep[classes[keep] == label], {"color": color})
+            for label, color in zip(labels.tolist(), colors, strict=True)
+        ]
+    traces = []
+    for name, rows, marker in parts:
+        if rows.size == 0:
+            continue
+        trace = {"name": name, "legendgroup": name, "showlegend": name != "examples"}
+        if points.shape[1] == 1:
+            counts, edges = np.histogram(points[rows, 0], bins=40, range=(-extent, extent))
+            middles = interactive.rounded((edges[1:] + edges[:-1]) / 2)
+            trace |= {"type": "bar", "x": middles, "y": counts, "width": 2 * extent / 40}
+            trace |= {"marker": marker}
+        else:
+            trace |= {"type": "scatter", "mode": "markers", "hoverinfo": "name"}
+            trace |= {"x": interactive.rounded(points[rows, 0])}
+            trace |= {"y": interactive.rounded(points[rows, 1])}
+            trace |= {"marker": marker | {"size": 4.5, "opacity": 0.75}}
+        traces.append(trace)
+    return traces
 
 
 def kl_per_dim(shown: Sequence[tuple[Group, Run]]) -> interactive.Figure | None:

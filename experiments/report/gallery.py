@@ -47,9 +47,7 @@ def gallery_section(results: Results, groups: Sequence[Group], figures: dict[str
 def _which(groups: Sequence[Group], shown: Sequence[tuple[Group, Run]]) -> str:
     if len(shown) == len(groups):
         every = " of every group" * (len(groups) > 1)
-        return (
-            f"The first seed{every}, the same test examples in the same order wherever one looks."
-        )
+        return f"The first seed{every}; the test examples and their order are the same throughout."
     return (
         f"The first seed of {len(shown)} of the {len(groups)} groups, chosen by their place in the "
         "sweep and never by result: the middle of all axes, each axis' extremes with the others "
@@ -121,7 +119,7 @@ def _traversed(run: Run) -> str:
 
 
 def _latents(figure: dict[str, Any]) -> str:
-    labelled = any(trace["showlegend"] for trace in figure["data"])
+    labelled = any(t["showlegend"] or "colorscale" in t["marker"] for t in figure["data"])
     flat = any(trace["type"] == "bar" for trace in figure["data"])
     reading = (
         "<b>Posterior means of test examples</b> in the two latent dimensions with the largest rate"

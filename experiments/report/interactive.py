@@ -112,8 +112,11 @@ def ablation(results: Results, axis: Axis) -> Figure:
                 }
             )
     layout["legend"] = legend_above()
-    layout["margin"]["t"] = 66 if by else 34
-    layout["height"] += 32 if by else 0
+    # Room for the legend above: about 100 characters fit a line, and a line's sample takes seven.
+    entries = [len(by.label) + len(label) + 7 for label in by.labels()] if by else []
+    lines = -(-sum(entries) // 100)
+    layout["margin"]["t"] = 40 + 24 * lines
+    layout["height"] += 24 * lines
     return {"data": data, "layout": layout}
 
 
@@ -279,13 +282,14 @@ def x_scale(axis: Axis, title: str) -> dict[str, Any]:
         else [positions[0], positions[-1]]
     )
     pad = 0.08 * (ends[1] - ends[0])
-    keep = aggregate.thin(len(positions), 9)
+    labels = [style.clipped(label, 16) for label in axis.labels()]
+    keep = aggregate.thin(len(positions), 9 if sum(map(len, labels)) < 28 else 5)
     return axis_layout(
         title,
         type="log" if axis.log else "linear",
         range=[ends[0] - pad, ends[1] + pad],
         tickvals=[positions[i] for i in keep],
-        ticktext=[text(style.clipped(axis.labels()[i], 16)) for i in keep],
+        ticktext=[text(labels[i]) for i in keep],
     )
 
 

@@ -65,8 +65,10 @@ def samples(gallery: dict[str, np.ndarray]) -> Picture | None:
     drawn = gallery["samples"][: MAX_ROWS * COLUMNS]
     if drawn.ndim == 2:
         return _profiles([[(sample, ACCENT)] for sample in drawn[:COLUMNS]], columns=5)
-    columns = min(COLUMNS, len(drawn))
-    rows = len(drawn) // columns
+    # The width that leaves the fewest over: 32 samples in rows of eight, not thirty in rows of ten.
+    widths = range(min(COLUMNS, len(drawn)), max(0, min(COLUMNS, len(drawn)) - 3), -1)
+    columns = max(widths, key=lambda width: min(len(drawn) // width, MAX_ROWS) * width)
+    rows = min(len(drawn) // columns, MAX_ROWS)
     return _raster(drawn[: rows * columns].reshape(rows, columns, *drawn.shape[1:]))
 
 

@@ -71,15 +71,13 @@ def question(results: Results) -> str:
     swept = [(axis.field, chips(axis.labels())) for axis in results.axes]
     swept.append((SEED, chips([value_label(seed) for seed in results.seeds])))
 
+    # The recorded protocol holds the data fields, resolved; without it they are all there is.
+    datasets = environment.get("dataset", {}) or {"data": results.config.get("data", {})}
     data = [
-        (f"data.{name}", escape(_words(value)))
-        for name, value in results.config.get("data", {}).items()
+        (f"{source}.{name}" if len(datasets) > 1 else name, _mono(value))
+        for source, facts in datasets.items()
+        for name, value in (facts if isinstance(facts, dict) else {source: facts}).items()
     ]
-    for source, facts in environment.get("dataset", {}).items():
-        data += [
-            (name, f'<span class="mono">{escape(_words(value))}</span>')
-            for name, value in _flat(source, facts)
-        ]
 
     machine = []
     for name, value in environment.items():
@@ -92,10 +90,7 @@ def question(results: Results) -> str:
         elif name == "devices" and isinstance(value, list):
             machine.append((name, chips([_words(device) for device in value])))
         elif name != "dataset":
-            machine += [
-                (key, f'<span class="mono">{escape(_words(item))}</span>')
-                for key, item in _flat(name, value)
-            ]
+            machine.append((name, _mono(value)))
 
     return f"""<h3>Swept</h3>
 {pairs(swept)}
@@ -356,16 +351,16 @@ def _given(environment: dict[str, Any]) -> str:
     return f" Changed on the command line: {chips(given)}" if given else ""
 
 
-def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
-    """Nested dicts as dotted names."""
-    if isinstance(value, dict):
-        return [pair for key, item in value.items() for pair in _flat(f"{name}.{key}", item)]
-    return [(name, value)]
+def _mono(value: Any) -> str:
+    return f'<span class="mono">{escape(_words(value))}</span>'
 
 
 def _words(value: Any) -> str:
-    if value == "":
+    """A recorded fact on one line: train: 1438, test: 359."""
+    if value in ("", None):
         return "–"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_words(item)}" for name, item in value.items())
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

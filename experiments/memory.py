@@ -7,9 +7,10 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from vae import data, train
 from vae.hparams import HParams, stack
-from vae.nets import conv_sizes
+from vae.nets import NETS
 from vae.spec import ModelSpec, Spec
 
 # Rows (examples × samples) decoded at once by an evaluation, on a CPU and on an accelerator: small
@@ -64,11 +65,7 @@ def num_params(spec: Spec) -> int:
 
 def values_per_example(spec: ModelSpec) -> tuple[int, int]:
     """Numbers that (encoder and input, one decoded sample) of one example hold at once."""
-    if spec.net == "conv":
-        sizes = conv_sizes(spec)[1:]
-        hidden = sum(h * w * c for (h, w), c in zip(sizes, spec.widths, strict=True))
-    else:
-        hidden = sum(spec.widths)
+    hidden = NETS[spec.net].hidden_values(spec)
     # Each hidden layer keeps its sum and its activation, and the output its logits and the terms
     # of the likelihood. Twice, because back-propagation holds gradients beside them.
     return 2 * (2 * hidden + 2 * spec.num_values), 2 * (2 * hidden + 4 * spec.num_values)
@@ -115,21 +112,54 @@ def default_budget() -> int:
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(0.8 * stats["bytes_limit"])
-    return int(0.6 * _free_host_memory())
+    return int(0.6 * free_host_memory())
 
 
-def _free_host_memory() -> int:
-    """Bytes free on this host, within the limit of its control group (as under Slurm)."""
+def free_host_memory(root: pathlib.Path = pathlib.Path("/")) -> int:
+    """Bytes free on this host, within the limits of its control groups (Slurm jobs, containers)."""
     free = 8 * 2**30  # where the system does not say
-    info = pathlib.Path("/proc/meminfo")
-    if info.exists():
-        fields = dict(line.split(":") for line in info.read_text().splitlines())
+    if info := _read(root / "proc/meminfo"):
+        fields = dict(line.split(":") for line in info.splitlines())
         free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit = pathlib.Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        used = int(pathlib.Path("/sys/fs/cgroup/memory.current").read_text())
-        free = min(free, int(text) - used)
-    return free
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers in _CGROUPS:
+            mount, *names = _CGROUPS[controllers]
+            # A limit holds for everything below it. In a container the path may be the host's, and
+            # the folders on it are not there: the mount itself is then the container's own group.
+            parts = pathlib.PurePosixPath(path).parts[1:]
+            for depth in range(len(parts) + 1):
+                free = min(free, _free_in_cgroup(root / mount / "/".join(parts[:depth]), *names))
+    return max(0, free)
+
+
+# By the name in /proc/self/cgroup (none: version 2): where groups are, and what files are called.
+_CGROUPS = {
+    "": ("sys/fs/cgroup", "memory.max", "memory.current", ""),
+    "memory": (
+        "sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_",
+    ),
+}
+
+
+def _free_in_cgroup(folder: pathlib.Path, limit: str, usage: str, prefix: str) -> float:
+    """What a control group may still take: cached files count as used, but give way."""
+    allowed, used = _read(folder / limit).strip(), _read(folder / usage).strip()
+    if not (allowed.isdigit() and used.isdigit()):  # no such group, or no limit
+        return math.inf
+    stat = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
+    cached = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+    return int(allowed) - int(used) + cached
+
+
+def _read(file: pathlib.Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
 
 
 def gib(size: int | float) -> str:

@@ -8,6 +8,7 @@ gradients is then not the gradient of the batch, and the running statistics are 
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -107,6 +108,79 @@ def conv_sizes(spec: ModelSpec) -> list[tuple[int, int]]:
     return sizes
 
 
+# What follows is called inside a module's compact method, so that its layers are that module's own
+# and are named `encoder/layer_0` and not `encoder/trunk/layer_0`.
+
+Head = Callable[[str], jax.Array]
+
+
+def _mlp_encode(spec: ModelSpec, x: jax.Array, train: bool) -> jax.Array:
+    h = x.reshape(-1)
+    for i, width in enumerate(spec.widths):
+        h = DenseLayer(spec, width, ("batch",), name=f"layer_{i}")(h, train)
+    return h
+
+
+def _mlp_decode(spec: ModelSpec, z: jax.Array, train: bool) -> Head:
+    h = z
+    for i, width in enumerate(spec.widths[::-1]):
+        h = DenseLayer(spec, width, ("batch", "sample"), name=f"layer_{i}")(h, train)
+
+    def head(name: str) -> jax.Array:
+        out = nn.Dense(spec.num_values, kernel_init=INITIALIZERS[spec.init], name=name)(h)
+        return out.reshape(spec.example_shape)
+
+    return head
+
+
+def _conv_encode(spec: ModelSpec, x: jax.Array, train: bool) -> jax.Array:
+    h = x
+    for i, width in enumerate(spec.widths):
+        h = ConvLayer(spec, width, ("batch",), name=f"layer_{i}")(h, train)
+    return h.reshape(-1)
+
+
+def _conv_decode(spec: ModelSpec, z: jax.Array, train: bool) -> Head:
+    kernel_init = INITIALIZERS[spec.init]
+    widths, sizes = spec.widths[::-1], conv_sizes(spec)[::-1]
+    shape = (*sizes[0], widths[0])
+    h = nn.Dense(math.prod(shape), kernel_init=kernel_init, name="project")(z)
+    h = ACTIVATIONS[spec.activation](h).reshape(shape)
+    for i, size in enumerate(sizes[1:]):
+        width = widths[min(i + 1, len(widths) - 1)]
+        h = ConvLayer(spec, width, ("batch", "sample"), size, name=f"layer_{i}")(h, train)
+
+    def head(name: str) -> jax.Array:
+        return nn.Conv(spec.example_shape[-1], (3, 3), kernel_init=kernel_init, name=name)(h)
+
+    return head
+
+
+def _conv_values(spec: ModelSpec) -> int:
+    sizes = conv_sizes(spec)[1:]
+    return sum(h * w * c for (h, w), c in zip(sizes, spec.widths, strict=True))
+
+
+class Net(NamedTuple):
+    """One architecture: a row of `NETS`.
+
+    Attributes:
+      encode: (spec, x [*x], train) -> features [n], which the heads `mean` and `scale` read.
+      decode: (spec, z [d], train) -> a function that makes an output head of a given name, [*x].
+      hidden_values: spec -> numbers in the hidden layers of one example, for memory estimates.
+    """
+
+    encode: Callable[[ModelSpec, jax.Array, bool], jax.Array]
+    decode: Callable[[ModelSpec, jax.Array, bool], Head]
+    hidden_values: Callable[[ModelSpec], int]
+
+
+NETS: dict[str, Net] = {
+    "mlp": Net(_mlp_encode, _mlp_decode, lambda spec: sum(spec.widths)),
+    "conv": Net(_conv_encode, _conv_decode, _conv_values),
+}
+
+
 class Encoder(nn.Module):
     """x [*x] ↦ (mean [d], scale [d]): two separate heads on one trunk of `depth` layers."""
 
@@ -115,11 +189,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         spec = self.spec
-        layer = ConvLayer if spec.net == "conv" else DenseLayer
-        h = x if spec.net == "conv" else x.reshape(-1)
-        for i, width in enumerate(spec.widths):
-            h = layer(spec, width, ("batch",), name=f"layer_{i}")(h, train)
-        h = h.reshape(-1)
+        h = NETS[spec.net].encode(spec, x, train)
         kernel_init = INITIALIZERS[spec.init]
         mean = nn.Dense(spec.latent_dim, kernel_init=kernel_init, name="mean")(h)
         scale = nn.Dense(spec.latent_dim, kernel_init=kernel_init, name="scale")(h)
@@ -138,30 +208,6 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, train: bool) -> tuple[jax.Array, jax.Array | None]:
-        spec, axes = self.spec, ("batch", "sample")
-        kernel_init = INITIALIZERS[spec.init]
-        widths = spec.widths[::-1]
-        h = z
-        if spec.net == "conv":
-            sizes = conv_sizes(spec)[::-1]
-            shape = (*sizes[0], widths[0])
-            h = nn.Dense(math.prod(shape), kernel_init=kernel_init, name="project")(h)
-            h = ACTIVATIONS[spec.activation](h).reshape(shape)
-            for i, size in enumerate(sizes[1:]):
-                width = widths[min(i + 1, len(widths) - 1)]
-                h = ConvLayer(spec, width, axes, size, name=f"layer_{i}")(h, train)
-
-            def head(name: str) -> jax.Array:
-                channels = spec.example_shape[-1]
-                return nn.Conv(channels, (3, 3), kernel_init=kernel_init, name=name)(h)
-
-        else:
-            for i, width in enumerate(widths):
-                h = DenseLayer(spec, width, axes, name=f"layer_{i}")(h, train)
-
-            def head(name: str) -> jax.Array:
-                out = nn.Dense(spec.num_values, kernel_init=kernel_init, name=name)(h)
-                return out.reshape(spec.example_shape)
-
+        head = NETS[self.spec.net].decode(self.spec, z, train)
         output = head("output")
-        return output, head("variance") if spec.likelihood == "gaussian_pixel" else None
+        return output, head("variance") if self.spec.likelihood == "gaussian_pixel" else None

@@ -124,19 +124,21 @@ def evaluate_run(
     }
 
 
-def iw_bound_run(
+def iw_bounds_run(
     spec: ModelSpec,
     examples: Examples,
     split: jax.Array,
+    index: jax.Array,
     state: TrainState,
     *,
     num_samples: int,
     batch_size: int,
 ) -> jax.Array:
-    """Mean over examples of log 1/K Σ_k w_k, [nats]; Burda et al. 2016, eq. 8. nll = −iw_bound.
+    """log 1/K Σ_k w_k of each example `index` names, nats, [n]; Burda et al. 2016, eq. 8.
 
     The K samples are drawn and decoded `IW_CHUNK` at a time, their weights summed by a running
-    log-sum-exp: memory is that of `batch_size` × `IW_CHUNK` decoded examples whatever K is.
+    log-sum-exp: memory is that of `batch_size` × `IW_CHUNK` decoded examples whatever K is. What
+    an example gets depends on its index and on nothing else that is in the batch.
     """
     chunk = min(IW_CHUNK, num_samples)
     num_chunks = -(-num_samples // chunk)
@@ -159,14 +161,30 @@ def iw_bound_run(
         log_sum, _ = jax.lax.scan(body, -jnp.inf, jnp.arange(num_chunks))
         return log_sum - jnp.log(num_samples)
 
-    def body(total, batch):
-        index, weights = batch
-        x, rngs = _examples(examples, state, split, index)
-        return total + jnp.sum(weights * jax.vmap(one)(x, rngs)), None
+    def batch(position):
+        x, rngs = _examples(examples, state, split, index[position])
+        return jax.vmap(one)(x, rngs)
 
-    num_examples = examples.raw.shape[0]
-    total, _ = jax.lax.scan(body, jnp.zeros(()), _batches(num_examples, batch_size))
-    return total / num_examples
+    count = index.shape[0]
+    positions, _ = _batches(count, batch_size)
+    return jax.lax.map(batch, positions).reshape(-1)[:count]
+
+
+def iw_bound_run(
+    spec: ModelSpec,
+    examples: Examples,
+    split: jax.Array,
+    state: TrainState,
+    *,
+    num_samples: int,
+    batch_size: int,
+) -> jax.Array:
+    """Mean of `iw_bounds_run` over all examples, nats; nll = −iw_bound."""
+    index = jnp.arange(examples.raw.shape[0])
+    bounds = iw_bounds_run(
+        spec, examples, split, index, state, num_samples=num_samples, batch_size=batch_size
+    )
+    return jnp.mean(bounds)
 
 
 def _evaluate(
@@ -203,8 +221,28 @@ def _iw_bound(
     return packing.over_runs(one, pack, population.states)
 
 
+def _iw_bounds(
+    spec: ModelSpec,
+    pack: str,
+    num_samples: int,
+    batch_size: int,
+    population: Population,
+    examples: Examples,
+    split: jax.Array,
+    index: jax.Array,
+) -> jax.Array:
+    def one(state):
+        return iw_bounds_run(
+            spec, examples, split, index, state, num_samples=num_samples, batch_size=batch_size
+        )
+
+    return packing.over_runs(one, pack, population.states)
+
+
 _STATIC = ("spec", "pack", "num_samples", "batch_size")
 evaluate = jax.jit(_evaluate, static_argnames=_STATIC)
 evaluate.__doc__ = "`evaluate_run` of each run: values with a leading axis [R]."
 iw_bound = jax.jit(_iw_bound, static_argnames=_STATIC)
 iw_bound.__doc__ = "`iw_bound_run` of each run, [R]."
+iw_bounds = jax.jit(_iw_bounds, static_argnames=_STATIC)
+iw_bounds.__doc__ = "`iw_bounds_run` of each run, [R, n]: for a part of the examples at a time."

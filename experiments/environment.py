@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 
-from experiments.plan import Plan
+from experiments.fields import show
+from experiments.plan import Plan, differing
 
 PACKAGES = ("vae-lab", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -23,9 +24,19 @@ def describe(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
         "platform": platform.platform(),
         "backend": jax.default_backend(),
         "devices": [f"{d.device_kind} ({d.platform})" for d in jax.devices()],
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
-        "dataset": {p.dataset.name: p.dataset.protocol for p in plan.populations},
+        **_commit(),
+        "dataset": _datasets(plan),
+    }
+
+
+def _datasets(plan: Plan) -> dict[str, Any]:
+    """The protocol of each dataset by its source, and by the swept data fields where there are."""
+    apart = [n for n in differing(plan.populations) if n.startswith("data.") and n != "data.source"]
+    return {
+        " ".join([p.dataset.name, *(f"{n}={show(p.structure[n])}" for n in apart)]): (
+            p.dataset.protocol
+        )
+        for p in plan.populations
     }
 
 
@@ -37,6 +48,16 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return versions
+
+
+def _commit() -> dict[str, Any]:
+    """The commit of this code, and whether files differ from it; null where git has none."""
+    # An installed copy may lie in an environment inside somebody else's repository.
+    ours = _git("ls-files", "--error-unmatch", pathlib.Path(__file__).name) is not None
+    return {
+        "git_commit": _git("rev-parse", "HEAD") if ours else None,
+        "git_dirty": bool(_git("status", "--porcelain")) if ours else None,
+    }
 
 
 def _git(*arguments: str) -> str | None:

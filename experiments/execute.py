@@ -43,6 +43,7 @@ def execute(
         if todo:
             print(describe(plan, path), flush=True)
             record = environment.describe(plan, environment.command_line())
+            workdir.check_data(record["dataset"])
             writers.write_json(path / "environment.json", record)
             done = _train(plan, todo, workdir, stop, checkpoint_seconds)
             if not done:
@@ -66,6 +67,8 @@ def _train(plan: Plan, todo: list, workdir: Workdir, stop: Any, checkpoint_secon
         for plan_ in todo:
             programs.prepare(plan_)
         for plan_ in todo:
+            if stop():
+                return False
             progress.begin(plan_)
             examples = on_device.setdefault(id(plan_.dataset), DeviceData(plan_.dataset))
             trainer = Trainer(
@@ -75,18 +78,15 @@ def _train(plan: Plan, todo: list, workdir: Workdir, stop: Any, checkpoint_secon
                 workdir,
                 tensorboard,
                 stop=stop,
-                progress=progress.update,
+                progress=progress,
                 checkpoint_seconds=checkpoint_seconds,
             )
             trainer.run()
             workdir.write_results(plan.runs, list(plan.axes))
-            if stop() and plan_ is not todo[-1]:
-                return False
     except Stopped:
         return False
     finally:
         progress.close()
-        tensorboard.close()
         programs.close()
     return True
 
@@ -113,8 +113,9 @@ def _summarise(
     diverged = [row["run_id"] for row in rows if row["status"] == "diverged"]
     if diverged:
         print(f"{len(diverged)} of {len(rows)} runs diverged: {', '.join(diverged)}")
-    what = "finished" if todo else "was finished already"
-    print(f"\n{len(rows)} runs {what} in {seconds:.0f} s.")
+    count = f"{len(rows)} run{'s' * (len(rows) != 1)}"
+    what = f"{count} finished in {seconds:.0f} s." if todo else f"{count}, finished earlier."
+    print(f"\n{what}")
     print(f"Table:  {path / 'results.csv'}")
     if report:
         print(f"Report: {path / 'report.html'}")

@@ -291,7 +291,9 @@ def _key(value: Any) -> str:
 
 def describe(plan: Plan, workdir: pathlib.Path) -> str:
     """The plan in words and a table, as `--dry_run` prints it."""
-    lines = [f"{len(plan.runs)} runs in {len(plan.populations)} populations -> {workdir}"]
+    counts = ((len(plan.runs), "run"), (len(plan.populations), "population"))
+    runs, populations = (f"{n} {noun}{'s' * (n != 1)}" for n, noun in counts)
+    lines = [f"{runs} in {populations} -> {workdir}"]
     for name, values in plan.axes.items():
         kind = "numeric: vmapped" if FIELDS[name].numeric else "structural: compiled apart"
         lines.append(f"  {name} = {', '.join(map(show, values))}  ({kind})")

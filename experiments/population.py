@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.plan import PopulationPlan
-from experiments.programs import Programs
+from experiments.programs import Programs, iw_block
+from experiments.progress import Progress
 from experiments.workdir import Workdir
 from vae import checkpoint, data, divergence, gallery, layers, train, writers
 from vae.data import Examples
@@ -53,7 +54,7 @@ class DeviceData:
 
 
 class Trainer:
-    """One population on its way. `stop` is asked between dispatches; `progress` is told of steps."""
+    """One population on its way; asks `stop` between dispatches, tells `progress` of steps."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Trainer:
         tensorboard: writers.TensorBoard,
         *,
         stop: Callable[[], bool],
-        progress: Callable[..., None],
+        progress: Progress,
         checkpoint_seconds: float,
     ) -> None:
         self._plan = plan
@@ -73,11 +74,13 @@ class Trainer:
         self._workdir = workdir
         self._tensorboard = tensorboard
         self._stop = stop
-        self._progress = progress
+        self._progress = progress.update
+        self._note = progress.note
         self._checkpoint_seconds = checkpoint_seconds
         self._folder = workdir.checkpoints(plan.id)
         self._records: list[list[dict[str, Any]]] = [[] for _ in plan.runs]
         self._seconds = 0.0
+        self._saved_step = -1
         self._steps_per_dispatch = 1
 
     def run(self) -> None:
@@ -102,11 +105,11 @@ class Trainer:
             step = reading
             self._progress(step, self._elbo())
             overdue = time.monotonic() - last_saved >= self._checkpoint_seconds
-            if overdue or step == self._plan.num_steps:
+            stopping = self._stop()
+            if overdue or stopping or step == self._plan.num_steps:
                 self._save(population, started)
                 last_saved = time.monotonic()
-            if self._stop() and step < self._plan.num_steps:
-                self._save(population, started)
+            if stopping:
                 raise Stopped
         self._finish(population, started)
 
@@ -121,6 +124,7 @@ class Trainer:
         if restored is None:
             return self._programs.get("init", plan)(hparams, mean)
         step, (population, seconds) = restored
+        self._saved_step = step
         self._seconds = float(seconds)
         for records, run in zip(self._records, plan.runs, strict=True):
             file = self._workdir.run(run.run_id) / "metrics.jsonl"
@@ -131,8 +135,11 @@ class Trainer:
         """The readings first: a checkpoint never knows of steps whose readings are not on disk."""
         for records, run in zip(self._records, self._plan.runs, strict=True):
             writers.write_jsonl(self._workdir.run(run.run_id) / "metrics.jsonl", records)
-        seconds = np.float64(self._seconds + time.monotonic() - started)
-        checkpoint.save(self._folder, int(population.step), (population, seconds))
+        step = int(population.step)
+        if step != self._saved_step:
+            seconds = np.float64(self._seconds + time.monotonic() - started)
+            checkpoint.save(self._folder, step, (population, seconds))
+            self._saved_step = step
 
     def _advance(
         self, population: train.Population, target: int, started: float
@@ -191,8 +198,10 @@ class Trainer:
 
     def _elbo(self) -> float | None:
         """Mean test elbo over the runs that still train, for the progress bar."""
-        last = [records[-1]["test/elbo"] for records in self._records if records]
-        finite = [value for value in last if value is not None]
+        last = [records[-1] for records in self._records if records]
+        newest = max((record["step"] for record in last), default=0)
+        values = [record["test/elbo"] for record in last if record["step"] == newest]
+        finite = [value for value in values if value is not None and np.isfinite(value)]
         return float(np.mean(finite)) if finite else None
 
     def _finish(self, population: train.Population, started: float) -> None:
@@ -200,16 +209,13 @@ class Trainer:
         plan = self._plan
         test = self._evaluate("test", population)
         on_train = self._evaluate("train", population)
-        nll = None
-        if plan.evaluation.iw_samples:
-            bound = self._programs.get("iw_bound", plan)
-            nll = -bound(population, self._evaluation("test"), jnp.int32(SPLITS["test"]))
+        nll = self._nll(population) if plan.evaluation.iw_samples else None
         shown = min(plan.dataset.num_test, gallery.NUM_LATENTS)
         pictures = self._programs.get("gallery", plan)(
             population, self._examples.evaluation("test", shown), test["kl_per_dim"]
         )
-        values = jax.device_get((population.states, test, on_train, nll, pictures))
-        states, test, on_train, nll, pictures = values
+        values = jax.device_get((population.states, test, on_train, pictures))
+        states, test, on_train, pictures = values
         wall_s = (self._seconds + time.monotonic() - started) / len(plan.runs)
 
         def write(i: int) -> None:
@@ -234,6 +240,27 @@ class Trainer:
         # Side by side, because most of it is waiting for the disk.
         with ThreadPoolExecutor(max_workers=8) as pool:
             list(pool.map(write, range(len(plan.runs))))
+
+    def _nll(self, population: train.Population) -> np.ndarray:
+        """−(mean bound) of each run [R], some examples at a time: it can take minutes.
+
+        Raises:
+          Stopped: the final checkpoint is on disk already.
+        """
+        program = self._programs.get("iw_bounds", self._plan)
+        examples = self._evaluation("test")
+        count = self._plan.dataset.num_test
+        block = iw_block(self._plan)
+        bounds = []
+        for start in range(0, count, block):
+            if self._stop():
+                raise Stopped
+            self._note(f"nll of {self._plan.evaluation.iw_samples} samples, {start}/{count}")
+            # The last block is filled up by repeating the last example.
+            index = jnp.minimum(jnp.arange(start, start + block), count - 1)
+            part = program(population, examples, jnp.int32(SPLITS["test"]), index)
+            bounds.append(np.asarray(part)[:, : count - start])
+        return -np.concatenate(bounds, axis=1).astype(np.float64).mean(axis=1)
 
     def _result(
         self, i: int, state: train.TrainState, scalars: dict[str, float]

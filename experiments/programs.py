@@ -7,7 +7,9 @@ equal shape share theirs. JAX's persistent cache keeps them between processes.
 
 import hashlib
 import os
+import pathlib
 import platform
+import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -31,6 +33,9 @@ Program = Callable[..., Any]
 # runs several times slower: right for what has little to do.
 LITTLE, MUCH = 0, 2
 
+# Decoded samples in one dispatch of the importance-sampled nll: a second or so on two CPU cores.
+IW_ROWS = 2**18
+
 # A second of compiling is worth about so many floating-point operations at level 0.
 MUCH_FLOPS = 5e9
 
@@ -39,9 +44,38 @@ def use_persistent_cache() -> None:
     """Keeps compiled programs on disk; keyed by processor, as CPU programs use its instructions."""
     processor = hashlib.sha256(f"{platform.processor()} {_cpu_flags()}".encode()).hexdigest()[:8]
     folder = cache_dir() / "jax" / f"{platform.machine()}-{processor}"
+    _drop_damaged(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _drop_damaged(folder: pathlib.Path) -> None:
+    """Removes the halves of entries that killed processes and full disks left in JAX's cache.
+
+    JAX writes an entry in place and never replaces one: a half would be met, warned of and
+    compiled anew by every process to come. An entry is looked at once, soon after its writing.
+    """
+    stamp = folder / ".checked"
+    try:
+        since = stamp.stat().st_mtime - 60 if stamp.exists() else 0.0
+        for entry in folder.glob("*-cache"):
+            if entry.stat().st_mtime >= since and not _is_whole(entry.read_bytes()):
+                entry.unlink()
+        if folder.exists():
+            stamp.touch()
+    except OSError:  # not ours to write, or another process was faster: JAX says what matters
+        return
+
+
+def _is_whole(entry: bytes) -> bool:
+    if entry and entry[:1] != b"\x78":  # not of zlib: JAX takes zstandard where that is installed
+        return True
+    try:
+        zlib.decompress(entry)
+    except zlib.error:
+        return False
+    return True
 
 
 def _cpu_flags() -> str:
@@ -70,7 +104,7 @@ class Programs:
         """Starts compiling what a population needs, in the order of use."""
         for name in ("init", "chunk", "changes", "evaluate_test", "evaluate_train"):
             self._submit(name, plan)
-        for name in ("iw_bound",) if plan.evaluation.iw_samples else ():
+        for name in ("iw_bounds",) if plan.evaluation.iw_samples else ():
             self._submit(name, plan)
         self._submit("gallery", plan)
 
@@ -135,15 +169,30 @@ def _signature(name: str, plan: PopulationPlan) -> tuple[Any, tuple[Any, ...], i
         readings = 2 + plan.num_steps // evaluation.every
         level = _level(plan, readings * count * evaluation.samples)
         return evaluate.evaluate, (*static, population, examples, step), level
-    if name == "iw_bound":
-        chunk = min(evaluate.IW_CHUNK, evaluation.iw_samples)
-        batch_size = memory.eval_batch(chunk, together)
-        static = (spec.model, plan.pack, evaluation.iw_samples, min(batch_size, count))
+    if name == "iw_bounds":
+        static = (spec.model, plan.pack, evaluation.iw_samples, _iw_batch(plan))
         level = _level(plan, count * evaluation.iw_samples)
-        return evaluate.iw_bound, (*static, population, examples, step), level
+        index = jax.ShapeDtypeStruct((iw_block(plan),), np.int32)
+        return evaluate.iw_bounds, (*static, population, examples, step, index), level
     shown = _evaluation_examples(dataset, min(dataset.num_test, gallery.NUM_LATENTS))
     kl = jax.ShapeDtypeStruct((len(plan.runs), spec.model.latent_dim), np.float32)
     return gallery.gallery, (spec.model, plan.pack, population, shown, kl), LITTLE
+
+
+def _iw_batch(plan: PopulationPlan) -> int:
+    chunk = min(evaluate.IW_CHUNK, plan.evaluation.iw_samples)
+    together = len(plan.runs) if plan.pack == "vmap" else 1
+    return min(memory.eval_batch(chunk, together), plan.dataset.num_test)
+
+
+def iw_block(plan: PopulationPlan) -> int:
+    """Test examples in one dispatch of `iw_bounds`: about `IW_ROWS` decoded samples, whole batches.
+
+    Short enough for progress to be seen and Ctrl-C to be heard.
+    """
+    batch = _iw_batch(plan)
+    wanted = max(1, IW_ROWS // (plan.evaluation.iw_samples * len(plan.runs) * batch))
+    return batch * min(wanted, -(-plan.dataset.num_test // batch))
 
 
 def _level(plan: PopulationPlan, rows: int) -> int:

@@ -24,9 +24,9 @@ class Progress:
         self._done = 0  # run-steps of finished populations
         self._runs_done = 0
         self._position = 0
-        self._started = time.monotonic()
-        self._resumed_at = 0
-        self._last_line = 0.0
+        self._started: float | None = None  # when the first steps were done: compiling is apart
+        self._not_timed = 0  # run-steps that were done before, or by an earlier process
+        self._last_line = -LINE_SECONDS
         self._bar: Any = None
         if sys.stderr.isatty():
             from rich import console, progress
@@ -50,28 +50,44 @@ class Progress:
     def update(self, step: int, elbo: float | None) -> None:
         """The current population has reached `step`."""
         runs = len(self._plan.runs)
+        now = time.monotonic()
+        done = self._done + step * runs
         if self._first is None:
             self._first = step
-            self._resumed_at += step * runs
-        done = self._done + step * runs
+            self._not_timed += step * runs
+        elif self._started is None:
+            self._started, self._not_timed = now, done
         if step == self._plan.num_steps:
             self._done = done
             self._runs_done += runs
-            self._first = step
-        seconds = max(time.monotonic() - self._started, 1e-3)
-        speed = max(done - self._resumed_at, 0) / seconds
-        left = (self._total - done) / speed if speed > 0 else float("inf")
         status = (
             f"{self._runs_done}/{self._runs} runs, population {self._position}/{self._populations}"
-            f", {speed:,.0f} run-steps/s, {_clock(left)} left"
         )
+        if self._started is None:
+            status += ", compiling"
+        elif done > self._not_timed:
+            speed = (done - self._not_timed) / max(now - self._started, 1e-3)
+            left = _clock((self._total - done) / speed)
+            status += f", {speed:,.0f} run-steps/s, {left} left"
         if elbo is not None:
             status += f", test elbo {elbo:.2f}"
+        percent = f"{100 * done / self._total:3.0f}%"
         if self._bar:
             self._bar.update(self._task, completed=done, description="training", status=status)
-        elif time.monotonic() - self._last_line >= LINE_SECONDS or done == self._total:
+        else:
+            self._line(f"{percent}  {status}", now=done == self._total)
+
+    def note(self, text: str) -> None:
+        """What is done beside training, such as a long evaluation."""
+        if self._bar:
+            self._bar.update(self._task, description="evaluating", status=text)
+        else:
+            self._line(f"      {text}")
+
+    def _line(self, text: str, now: bool = False) -> None:
+        if now or time.monotonic() - self._last_line >= LINE_SECONDS:
             self._last_line = time.monotonic()
-            print(f"{100 * done / self._total:3.0f}%  {status}", file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._bar:
@@ -79,8 +95,6 @@ class Progress:
 
 
 def _clock(seconds: float) -> str:
-    if seconds == float("inf"):
-        return "?"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

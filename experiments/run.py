@@ -1,13 +1,14 @@
 """Runs a config, or an ablation over it, and writes a report.
 
     python -m experiments.run --config=configs/quickstart.py --workdir=results/quickstart
-    python -m experiments.run --config=configs/default.py --config.model.depth=3 \
+    python -m experiments.run --config=configs/default.py --config.model.depth=3 \\
         --sweep objective.beta=0.5,1,2 --sweep seed=0:5 --workdir=results/beta
 
 The same command again finishes what is missing. Fields are listed in configs/default.py.
 """
 
 import errno
+import os
 import pathlib
 import signal
 import sys
@@ -44,7 +45,10 @@ _REPORT = flags.DEFINE_bool("report", True, "Write report.html and figures/ at t
 def main(argv: Sequence[str], overrides: Sequence[tuple[str, str]]) -> int:
     """Config -> plan -> populations -> results -> report; returns the exit status."""
     if len(argv) > 1:
-        raise UserError(f"{argv[1]}: not a flag. Write --config=..., --sweep FIELD=V1,V2.")
+        raise UserError(
+            f"{argv[1]}: not a flag. Write --config.FIELD=VALUE to set a field, "
+            "--sweep FIELD=V1,V2 to sweep one."
+        )
     for flag, value in (("--config", _CONFIG.value), ("--workdir", _WORKDIR.value)):
         if not value and not (flag == "--workdir" and _DRY_RUN.value):
             raise UserError(f"{flag}: missing. See python -m experiments.run --help.")
@@ -94,31 +98,50 @@ class _StopOnSignal:
         return self.signal is not None
 
 
+def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(f"{error} (python -m experiments.run --help lists the flags)") from None
+
+
+def _leave(status: int) -> None:
+    """Ends the process at once: what the device still computes cannot be cancelled, only awaited,
+    and threads of libraries would report that they were interrupted.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def entry() -> None:
     """The command line: prints what the user can mend without a traceback, status 2."""
     try:
         overrides, rest = configs.split_argv(sys.argv)
-        status = 0
 
-        def with_overrides(argv: Sequence[str]) -> None:
-            nonlocal status
+        def with_overrides(argv: Sequence[str]) -> int:
             logging.set_verbosity(logging.WARNING)
             status = main(argv, overrides)
+            if status > 128:
+                _leave(status)
+            return status
 
-        app.run(with_overrides, argv=rest)
+        app.run(with_overrides, argv=rest, flags_parser=_parse_flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before training began; from then on it is heard by _StopOnSignal
+        print("Stopped; nothing had begun.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         print(
-            f"error: the disk is full ({error.filename or _WORKDIR.value}). Nothing that was "
+            f"error: {error.filename or _WORKDIR.value}: {error.strerror}. Nothing that was "
             "written is lost: make room and run the same command again.",
             file=sys.stderr,
         )
-        sys.exit(1)
-    sys.exit(status)
+        _leave(1)
 
 
 if __name__ == "__main__":

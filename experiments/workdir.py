@@ -6,10 +6,12 @@
     tensorboard/<run_id>/
 """
 
+import errno
 import fcntl
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
@@ -18,6 +20,7 @@ from vae import writers
 from vae.errors import UserError
 
 FIRST_COLUMNS = ("run_id", "status")
+LAST_COLUMNS = ("diverged/step", "diverged/term", "diverged/layer")
 
 
 class Workdir:
@@ -36,7 +39,7 @@ class Workdir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # A handle that stays open: the lock is released when the process ends, even killed.
-            lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+            lock = open(self.path / ".lock", "a+", encoding="utf-8")
         except OSError as error:
             raise UserError(
                 f"--workdir: cannot write to {self.path} ({error.strerror}). "
@@ -44,7 +47,13 @@ class Workdir:
             ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                lock.close()
+                raise UserError(
+                    f"--workdir: {self.path} cannot be locked ({error.strerror}), as on some "
+                    "network disks. Give a folder on another disk."
+                ) from None
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             lock.close()
@@ -56,6 +65,13 @@ class Workdir:
         lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         lock.flush()
         self._lock = lock
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        """Temporary files of processes that were killed: while the lock is held, nobody's."""
+        for pattern in (".*.tmp", "runs/*/.*.tmp", "runs/*/*.orbax-checkpoint-tmp*"):
+            for path in self.path.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._lock:
@@ -109,6 +125,26 @@ class Workdir:
                 "Restore it, or give another folder."
             ) from None
 
+    def check_data(self, datasets: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuses to go on with other data than the folder's earlier runs had.
+
+        Args:
+          datasets: by source, what environment.json records of each.
+
+        Raises:
+          UserError: a source of the same name has other bytes now.
+        """
+        if not (self.path / "environment.json").exists():
+            return
+        before = self._read("environment.json").get("dataset", {})
+        for name in before.keys() & datasets.keys():
+            old, new = before[name]["fingerprint"], datasets[name]["fingerprint"]
+            if old != new:
+                raise UserError(
+                    f"data.source: {name} has changed since the runs in {self.path} began "
+                    f"(fingerprint {old} -> {new}). Restore the data, or give another --workdir."
+                )
+
     def packed(self) -> list[list[str]] | None:
         """The run ids of each population of an earlier execution, or None."""
         if not (self.path / "populations.json").exists():
@@ -136,9 +172,14 @@ class Workdir:
 
     def write_results(self, runs: Sequence[Any], axes: Sequence[str]) -> list[dict[str, Any]]:
         """Writes results.csv of all finished runs, in the order of the sweep; returns its rows."""
-        rows = [row for run in runs if (row := self.result(run.run_id)) is not None]
-        columns = [*FIRST_COLUMNS, *axes, *(["seed"] if "seed" not in axes else [])]
-        columns += dict.fromkeys(name for row in rows for name in row if name not in columns)
+        rows = []
+        for run in runs:
+            if (row := self.result(run.run_id)) is not None:
+                # A field that this run does not sweep has the value of its config.
+                rows.append(row | {name: writers.plain(run.flat[name]) for name in axes})
+        columns = dict.fromkeys([*FIRST_COLUMNS, *axes, "seed", "steps", "wall_s"])
+        columns |= dict.fromkeys(name for row in rows for name in row if name not in LAST_COLUMNS)
+        columns = [*columns, *LAST_COLUMNS]
         writers.write_csv(self.path / "results.csv", columns, rows)
         return rows
 

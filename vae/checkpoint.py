@@ -3,13 +3,17 @@
     FOLDER/<step>/         the tree, as Orbax writes it (temporary name, then rename)
     FOLDER/<step>.sha256   digest of its files; written after it, and checked before reading
 
-The two newest are kept: when one is damaged, the one before serves.
+The two newest are kept: when one is damaged, the one before serves. The folder belongs to this
+module: `save` removes what an interrupted or damaged write left in it.
 """
 
+import contextlib
 import errno
 import hashlib
+import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,6 +21,7 @@ import numpy as np
 from absl import logging
 
 from vae import writers
+from vae.errors import UserError
 
 KEEP = 2
 
@@ -24,15 +29,20 @@ KEEP = 2
 def save(folder: pathlib.Path, step: int, tree: Any) -> None:
     """Writes a pytree of arrays as the checkpoint of `step`, then drops all but the newest two.
 
+    Those of later steps go too: training only gets here when they are damaged.
+
     Raises:
       OSError: it could not be written (ENOSPC: the disk is full); the older ones are untouched.
     """
     folder = folder.resolve()
     save_tree(folder / str(step), tree)
     writers.write_text(folder / f"{step}.sha256", _digest(folder / str(step)))
-    for old in _steps(folder)[:-KEEP]:
-        (folder / f"{old}.sha256").unlink(missing_ok=True)
-        shutil.rmtree(folder / str(old), ignore_errors=True)
+    kept = [old for old in _steps(folder) if old <= step][-KEEP:]
+    names = {name for old in kept for name in (str(old), f"{old}.sha256")}
+    # Digests first: what lacks one is no checkpoint, so a crash in between loses nothing.
+    for path in sorted(folder.iterdir(), key=lambda path: path.suffix != ".sha256"):
+        if path.name not in names:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def restore(folder: pathlib.Path, like: Any) -> tuple[int, Any] | None:
@@ -42,6 +52,9 @@ def restore(folder: pathlib.Path, like: Any) -> tuple[int, Any] | None:
       like: a pytree of arrays or `jax.ShapeDtypeStruct`s of the same structure and shapes.
 
     A damaged one is reported by a warning and passed over for the one before.
+
+    Raises:
+      UserError: an intact checkpoint of something else than `like`.
     """
     for step in reversed(_steps(folder)):
         path = folder / str(step)
@@ -60,23 +73,62 @@ def save_tree(path: pathlib.Path, tree: Any) -> None:
     import orbax.checkpoint as ocp
 
     path = path.resolve()
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         try:
             checkpointer.save(path, jax.tree.map(np.asarray, tree), force=True)
         except Exception as error:
-            if "No space left" in str(error) or getattr(error, "errno", 0) == errno.ENOSPC:
-                raise OSError(errno.ENOSPC, "No space left on device", str(path)) from error
+            # Orbax wraps what the system said in errors of its own.
+            for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                if os.strerror(number) in str(error) or getattr(error, "errno", 0) == number:
+                    raise OSError(number, os.strerror(number), str(path)) from error
             raise
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the tracebacks that Orbax logs for each of its threads: the error is raised too."""
+
+    def passes(record: Any) -> bool:
+        return record.levelno < logging.converter.STANDARD_ERROR or "orbax" not in record.pathname
+
+    logger = logging.get_absl_logger()
+    logger.addFilter(passes)
+    try:
+        yield
+    finally:
+        logger.removeFilter(passes)
+
+
 def restore_tree(path: pathlib.Path, like: Any) -> Any:
-    """Reads a tree written by `save_tree`, as NumPy arrays in the structure of `like`."""
+    """Reads a tree written by `save_tree`, as NumPy arrays in the structure of `like`.
+
+    Raises:
+      UserError: the folder holds a tree of other structure or shapes.
+    """
     import orbax.checkpoint as ocp
 
     target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(path.resolve(), target)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore(path.resolve(), target)
+    except (ValueError, TypeError, KeyError) as error:  # what Orbax says of another structure
+        raise _mismatch(path, "other names, or damaged files") from error
+    # Orbax lets shapes pass.
+    for (place, wanted), leaf in zip(
+        jax.tree_util.tree_leaves_with_path(target), jax.tree.leaves(tree), strict=True
+    ):
+        if leaf.shape != wanted.shape:
+            name = jax.tree_util.keystr(place, simple=True, separator="/")
+            raise _mismatch(path, f"{name} of shape {leaf.shape} instead of {wanted.shape}")
     return jax.tree.map(np.asarray, tree)
+
+
+def _mismatch(path: pathlib.Path, difference: str) -> UserError:
+    return UserError(
+        f"checkpoint: {path} holds other arrays than this model has ({difference}): another "
+        "config or another version of the code wrote it. Use that one, or remove the folder "
+        "to start anew."
+    )
 
 
 def _steps(folder: pathlib.Path) -> list[int]:

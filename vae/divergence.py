@@ -16,7 +16,7 @@ from vae import layers, model, random
 from vae.data import Examples, prepare
 from vae.nets import Decoder, Encoder
 from vae.spec import Spec
-from vae.train import TrainState, batch_at, batch_loss
+from vae.train import Batch, TrainState, batch_at, batch_loss
 
 
 class Provenance(NamedTuple):
@@ -44,10 +44,13 @@ def diagnose(spec: Spec, examples: Examples, state: TrainState) -> Provenance:
         raise ValueError("The run has not diverged.")
     names = layers.layer_names(state.params)
     outputs, terms, gradients = jax.tree.map(np.asarray, _replay(spec, examples, state))
+    # Where a term overflows though all outputs are finite: what it exponentiates, else squares.
+    rate_head = "encoder/mean" if terms["variance"] else "encoder/scale"
+    distortion_head = "decoder/output" if terms["precision"] else "likelihood/logvar"
     # In the order in which the step computes: encoder, rate, decoder, distortion, loss, gradient.
     for part, term, head in (
-        ("encoder/", "rate", "encoder/scale"),
-        ("decoder/", "distortion", "decoder/output"),
+        ("encoder/", "rate", rate_head),
+        ("decoder/", "distortion", distortion_head),
     ):
         bad = [name for name in names if name.startswith(part) and not outputs.get(name, True)]
         if bad or not terms[term]:
@@ -75,16 +78,25 @@ def _replay(spec: Spec, examples: Examples, state: TrainState):
     )(state.params)
     outputs = _finite_outputs(spec, examples, state, batch)
     terms = {name: jnp.isfinite(metrics[name]) for name in ("rate", "distortion")}
-    return outputs, {**terms, "loss": jnp.isfinite(loss)}, jnp.isfinite(layers.layer_norms(grads))
+    terms |= {"loss": jnp.isfinite(loss), "variance": outputs.pop("variance")}
+    shared = state.params.get("likelihood", {"logvar": jnp.zeros(())})["logvar"]
+    terms["precision"] = jnp.isfinite(jnp.exp(-shared))
+    return outputs, terms, jnp.isfinite(layers.layer_norms(grads))
 
 
-def _finite_outputs(spec: Spec, examples: Examples, state: TrainState, batch) -> dict[str, jax.Array]:
+def _finite_outputs(
+    spec: Spec, examples: Examples, state: TrainState, batch: Batch
+) -> dict[str, jax.Array]:
+    """Whether each layer's output, and the posterior's `variance`, is finite in all of a batch."""
     rngs = random.example_rngs(random.stream(state.hparams.seed, state.diverged_step), batch.index)
 
     def apply(net, part, value):
         variables = {"params": state.params[part], "batch_stats": state.stats.get(part, {})}
         _, seen = net.apply(
-            variables, value, True, mutable=["batch_stats", "intermediates"],
+            variables,
+            value,
+            True,
+            mutable=["batch_stats", "intermediates"],
             capture_intermediates=True,
         )
         return {
@@ -99,8 +111,10 @@ def _finite_outputs(spec: Spec, examples: Examples, state: TrainState, batch) ->
         posterior, _ = model.encode(spec.model, state.params, state.stats, x, train=True)
         noise = jax.random.normal(noise_rng, (spec.objective.samples, spec.model.latent_dim))
         z = jax.vmap(posterior.reparameterize)(noise)
-        decoded = jax.vmap(lambda z: apply(Decoder(spec.model), "decoder", z), axis_name="sample")(z)
-        return {**apply(Encoder(spec.model), "encoder", x), **decoded}
+        decode = functools.partial(apply, Decoder(spec.model), "decoder")
+        decoded = jax.vmap(decode, axis_name="sample")(z)
+        variance = jnp.isfinite(jnp.exp(posterior.logvar))
+        return {**apply(Encoder(spec.model), "encoder", x), **decoded, "variance": variance}
 
     seen = jax.vmap(one, axis_name="batch")(batch.raw, rngs)
     return {name: jnp.all(values) for name, values in seen.items()}

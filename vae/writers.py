@@ -7,6 +7,9 @@ import json
 import math
 import os
 import pathlib
+import platform
+import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,9 +37,15 @@ def write_text(path: pathlib.Path, text: str) -> None:
         file.write(text)
 
 
+def _write_new(path: pathlib.Path, text: str) -> None:
+    """Writes a text unless the file has it already: what is finished keeps its time."""
+    if not path.exists() or path.read_bytes() != text.encode():
+        write_text(path, text)
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Indented JSON; numbers that JSON lacks (nan, inf) are written as null."""
-    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+    _write_new(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -52,7 +61,9 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def write_csv(path: pathlib.Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(
+    path: pathlib.Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> None:
     """A table; what a row lacks, and what is null or not finite, is an empty cell."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -60,7 +71,7 @@ def write_csv(path: pathlib.Path, columns: Sequence[str], rows: Sequence[Mapping
     for row in rows:
         cells = (plain(row.get(name)) for name in columns)
         writer.writerow("" if cell is None else _cell(cell) for cell in cells)
-    write_text(path, buffer.getvalue())
+    _write_new(path, buffer.getvalue())
 
 
 def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -86,27 +97,48 @@ def _cell(value: Any) -> str:
 
 
 class TensorBoard:
-    """Live curves: one writer a run, made at its first scalar. `train/rate` and its like."""
+    """Live curves, such as `train/rate`: one event file for each run, made at its first record.
+
+    The file is open only while a record is appended. A writer of tensorboardX would hold a
+    thread, a pipe and a file for each run, and a population may have thousands of runs.
+    """
 
     def __init__(self, folder: pathlib.Path) -> None:
         self._folder = folder
-        self._writers: dict[str, Any] = {}
+        self._files: dict[str, pathlib.Path] = {}
 
     def write(self, run_id: str, record: Mapping[str, Any]) -> None:
-        """Writes the finite numbers of a record {"step": ..., name: value} of one run."""
-        from tensorboardX import SummaryWriter
+        """Appends the finite numbers of a record {"step": ..., name: value} of one run."""
+        from tensorboardX.proto import event_pb2, summary_pb2
 
-        step = record["step"]
-        if run_id not in self._writers:
+        step, now = record["step"], time.time()
+        values = [
+            summary_pb2.Summary.Value(tag=name, simple_value=value)
+            for name, value in record.items()
+            if name != "step" and isinstance(value, int | float) and math.isfinite(value)
+        ]
+        events = [event_pb2.Event(wall_time=now, step=step, summary={"value": values})]
+        if run_id not in self._files:
+            folder = self._folder / run_id
+            folder.mkdir(parents=True, exist_ok=True)
+            # TensorBoard takes the files of a run in the order of their names.
+            name = f"events.out.tfevents.{int(now):010d}.{platform.node()}.{os.getpid()}"
+            self._files[run_id] = folder / name
             # What a killed process wrote after its last checkpoint is superseded from here on.
-            self._writers[run_id] = SummaryWriter(
-                str(self._folder / run_id), purge_step=step, max_queue=1000
-            )
-        for name, value in record.items():
-            if name != "step" and isinstance(value, float) and math.isfinite(value):
-                self._writers[run_id].add_scalar(name, value, step)
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            events = [
+                event_pb2.Event(wall_time=now, file_version="brain.Event:2"),
+                event_pb2.Event(wall_time=now, step=step, session_log=start),
+                *events,
+            ]
+        with open(self._files[run_id], "ab") as file:
+            file.write(b"".join(_tf_record(event.SerializeToString()) for event in events))
 
-    def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
+
+def _tf_record(data: bytes) -> bytes:
+    """The framing of a TFRecord: length, its checksum, the data, its checksum."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    length = struct.pack("<Q", len(data))
+    checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+    return length + next(checksums) + data + next(checksums)

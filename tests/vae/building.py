@@ -1,0 +1,68 @@
+"""What several tests build: parameters without the library's initialisers, populations, data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae import model, train
+from vae.data import Examples, Transform
+from vae.hparams import HParams, stack
+from vae.spec import ModelSpec, Spec
+
+# For programs that run once, compilation is the cost; 0 is two to four times as fast to compile.
+COMPILE_FAST = {"xla_backend_optimization_level": 0}
+
+
+def parameters(spec: ModelSpec, seed: int = 0, dtype=np.float32, size: float = 0.4):
+    """(params, stats) of the model's structure: N(0, size²) in every leaf; statistics as at init.
+
+    No leaf is at its neutral start, so biases, scales and gates matter too.
+    """
+    shapes, stats = jax.eval_shape(
+        lambda: model.init(spec, HParams(), jax.random.key(0), jnp.zeros(spec.example_shape))
+    )
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda a: jnp.asarray(size * rng.normal(size=a.shape), dtype), shapes)
+    ones = ("var", "variance")
+    return params, jax.tree_util.tree_map_with_path(
+        lambda path, a: jnp.full(a.shape, path[-1].key in ones, dtype), stats
+    )
+
+
+def examples(n: int, *shape: int, seed: int = 0, scale: float = 1.0) -> Examples:
+    """n standard normal vectors, or images of bits where the shape has three axes."""
+    rng = np.random.default_rng(seed)
+    raw = (
+        rng.integers(0, 2, (n, *shape)) if len(shape) == 3 else scale * rng.normal(size=(n, *shape))
+    )
+    return Examples(jnp.asarray(raw, jnp.float32), Transform())
+
+
+def population(spec: Spec, runs: list[HParams], data_mean=None) -> train.Population:
+    """A population before its first step."""
+    if data_mean is None:
+        data_mean = jnp.zeros(spec.model.example_shape)
+    return INIT(spec, stack(runs), data_mean)
+
+
+INIT = jax.jit(train.init.__wrapped__, static_argnames="spec", compiler_options=COMPILE_FAST)
+
+
+def hand_made(spec: Spec, params, stats=None, **hparams) -> train.Population:
+    """A population of one run that has the given parameters, for evaluation."""
+    stats = {"encoder": {}, "decoder": {}} if stats is None else stats
+    runs = stack([HParams(**hparams)])
+    one = jax.tree.map(lambda a: a[0], runs)
+    state = train.TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        stats=stats,
+        opt_state=(),
+        ema=None,
+        hparams=one,
+        diverged=jnp.zeros((), bool),
+        diverged_step=-jnp.ones((), jnp.int32),
+    )
+    interval = train.Interval(jnp.zeros((), jnp.int32), {}, jnp.zeros(1))
+    states, interval = jax.tree.map(lambda a: a[None], (state, interval))
+    return train.Population(jnp.zeros((), jnp.int32), states, interval)

@@ -1,0 +1,41 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.vae.building import parameters
+from vae.layers import layer_names, layer_norms
+from vae.spec import ModelSpec
+
+
+def test_eleven_layers_are_in_order_of_depth_not_of_spelling():
+    params, _ = parameters(ModelSpec((4,), 2, depth=12, width=3, likelihood="gaussian_shared"))
+    assert layer_names(params) == [
+        *(f"encoder/layer_{i}" for i in range(12)),
+        "encoder/mean",
+        "encoder/scale",
+        *(f"decoder/layer_{i}" for i in range(12)),
+        "decoder/output",
+        "likelihood/logvar",
+    ]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ModelSpec((4,), 2, depth=2, width=3, norm="batch", likelihood="gaussian_shared"),
+        ModelSpec((4, 4, 1), 2, "conv", 1, 3, norm="layer", likelihood="gaussian_pixel"),
+    ],
+)
+def test_norms_are_over_all_leaves_of_a_layer(spec):
+    params, _ = parameters(spec)
+    norms = layer_norms(params)
+    names = layer_names(params)
+    assert norms.shape == (len(names),) and norms.dtype == jnp.float32
+    for name, norm in zip(names, norms, strict=True):
+        part, layer = name.split("/")
+        flat = np.concatenate([np.ravel(a) for a in jax.tree.leaves(params[part][layer])])
+        assert float(norm) == pytest.approx(np.linalg.norm(np.float64(flat)), rel=1e-6)
+    # Nothing is left out, nothing twice.
+    total = sum(np.sum(np.square(np.float64(a))) for a in jax.tree.leaves(params))
+    assert np.sum(np.square(np.float64(norms))) == pytest.approx(total, rel=1e-6)

@@ -1,0 +1,81 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vae import objectives
+from vae.hparams import HParams, stack
+from vae.model import Posterior, Terms
+
+
+def make_terms(batch=6, samples=3, latent_dim=4):
+    """Arbitrary terms of a batch, leading axis [batch]."""
+    rng = np.random.default_rng(0)
+    log_px, log_pz, log_qz = jnp.float32(rng.normal(size=(3, batch, samples)) - 2)
+    # Mean KLs of about 0.01, 0.1, 1 and 10 nats.
+    kl = jnp.float32(rng.gamma(2, size=(batch, latent_dim)) / 2 * 10.0 ** np.arange(-2, 2))
+    mean, logvar = jnp.float32(rng.normal(size=(2, batch, latent_dim)))
+    return Terms(log_px, log_pz, log_qz, kl, Posterior(mean, logvar))
+
+
+def hparams(**values):
+    """Numbers of one run, as arrays."""
+    return jax.tree.map(lambda a: a[0], stack([HParams(**values)]))
+
+
+def batched(function):
+    return jax.vmap(function, axis_name="batch")
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.05, 0.5, 100.0])
+def test_free_bits_is_the_larger_of_floor_and_mean(floor):
+    kl = make_terms().kl
+    floor = jnp.float32(floor)
+    each = batched(lambda kl: objectives.free_bits(kl, floor))(kl)
+    expected = np.maximum(np.float64(floor), np.mean(np.float64(kl), axis=0)).sum()
+    assert float(jnp.mean(each)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_free_bits_gate_has_no_gradient_of_its_own():
+    kl, floor = make_terms().kl, jnp.float32(0.5)
+
+    def mean(kl):
+        return jnp.mean(batched(lambda kl: objectives.free_bits(kl, floor))(kl))
+
+    active = np.mean(np.float64(kl), axis=0) > 0.5
+    assert active.tolist() == [False, False, True, True]
+    # Under the floor no gradient, above it that of the mean, whatever side one example is on.
+    expected = np.broadcast_to(active / len(kl), kl.shape)
+    np.testing.assert_allclose(jax.grad(mean)(kl), expected, rtol=1e-6)
+    assert np.any(kl[:, 2] < floor) and np.any(kl[:, 1] < floor)
+
+
+def test_no_free_bits_is_the_plain_sum():
+    kl = make_terms().kl
+    each = batched(lambda kl: objectives.free_bits(kl, jnp.float32(0)))(kl)
+    np.testing.assert_array_equal(each, jnp.sum(kl, axis=1))
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 4.0])
+def test_elbo_loss_weighs_the_reported_terms(beta):
+    terms = make_terms()
+    loss = batched(lambda t: objectives.elbo_loss(t, hparams(), jnp.float32(beta)))(terms)
+    metrics = batched(objectives.metrics)(terms)
+    rate, distortion = np.float64(terms.kl).sum(1), -np.float64(terms.log_px).mean(1)
+    np.testing.assert_allclose(metrics["rate"], rate, rtol=1e-6)
+    np.testing.assert_allclose(metrics["distortion"], distortion, rtol=1e-6)
+    np.testing.assert_allclose(metrics["elbo"], -rate - distortion, rtol=1e-6)
+    np.testing.assert_allclose(loss, distortion + beta * rate, rtol=1e-6)
+
+
+def test_what_is_reported_does_not_depend_on_the_objective():
+    terms = make_terms()
+    loss = batched(lambda t: objectives.elbo_loss(t, hparams(free_bits=5.0), jnp.float32(1)))(terms)
+    metrics = batched(objectives.metrics)(terms)
+    assert jnp.mean(loss) > -jnp.mean(metrics["elbo"]) + 1
+
+
+def test_log_weights():
+    terms = make_terms()
+    expected = np.float64(terms.log_px) + np.float64(terms.log_pz) - np.float64(terms.log_qz)
+    np.testing.assert_allclose(batched(objectives.iw_log_weights)(terms), expected, rtol=1e-5)

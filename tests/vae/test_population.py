@@ -1,0 +1,236 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.vae.building import examples, population
+from vae import random, train
+from vae.hparams import HParams, stack
+from vae.spec import ModelSpec, ObjectiveSpec, OptimizerSpec, Spec
+
+DATA = examples(29, 6)
+STEPS = 12
+
+# Between them the two specs read every number of HParams.
+ADAM = Spec(
+    ModelSpec((6,), 2, depth=1, width=8, activation="tanh", likelihood="gaussian"),
+    ObjectiveSpec(beta_schedule="cyclical"),
+    OptimizerSpec(name="adamw", schedule="cosine", ema=True),
+    batch_size=8,
+)
+SGD = Spec(
+    ModelSpec((6,), 2, depth=1, width=8, residual="scaled", likelihood="gaussian_shared"),
+    ObjectiveSpec(beta_schedule="linear", samples=2),
+    OptimizerSpec(name="sgd"),
+    batch_size=8,
+)
+ADAM_RUN = HParams(
+    beta=0.8,
+    beta_cycles=2.0,
+    total_steps=12.0,
+    free_bits=0.05,
+    sigma=0.8,
+    learning_rate=0.02,
+    eps=1e-4,
+    weight_decay=0.01,
+    clip_norm=5.0,
+    lr_decay_steps=10.0,
+    lr_warmup_steps=3.0,
+    ema_decay=0.8,
+)
+SGD_RUN = HParams(learning_rate=3e-3, momentum=0.8, beta_warmup_steps=8.0)
+# Three values of each; they make runs that end at different parameters.
+SWEEPS = {
+    "seed": (0, 7, 2**32 - 1),
+    "beta": (0.0, 0.8, 4.0),
+    "beta_cycles": (1.0, 2.0, 3.0),
+    "beta_ramp": (0.25, 0.5, 1.0),
+    "free_bits": (0.0, 0.3, 2.0),
+    "total_steps": (8.0, 12.0, 20.0),
+    "sigma": (0.3, 0.8, 2.0),
+    "init_gain": (0.5, 1.0, 1.5),
+    "learning_rate": (1e-4, 3e-3, 2e-2),
+    "b1": (0.0, 0.5, 0.9),
+    "b2": (0.9, 0.99, 0.999),
+    "eps": (1e-6, 1e-3, 1.0),
+    "weight_decay": (0.0, 0.1, 1.0),
+    "clip_norm": (0.1, 2.0, float("inf")),
+    "lr_warmup_steps": (0.0, 5.0, 50.0),
+    "lr_decay_steps": (5.0, 10.0, 100.0),
+    "lr_decay_rate": (0.0, 0.1, 0.9),
+    "ema_decay": (0.0, 0.2, 0.9),
+    "momentum": (0.0, 0.5, 0.9),
+    "beta_warmup_steps": (0.0, 5.0, 50.0),
+}
+
+
+def trained(spec, runs, num_steps=STEPS, pack="vmap"):
+    result = population(spec, list(runs))
+    return train.train_chunk(spec, pack, result, DATA, num_steps)
+
+
+@functools.cache
+def solo(spec, run_key):
+    base = ADAM_RUN if spec is ADAM else SGD_RUN
+    return trained(spec, [dataclasses.replace(base, **dict(run_key))])
+
+
+def run_of(population, i):
+    return jax.tree.map(lambda a: a[i], (population.states, population.interval))
+
+
+def assert_close(a, b):
+    """Equal but for the order of sums: some roundings of 6e-8 in each of a dozen steps.
+
+    Adam divides by the root of its second moment: an entry with a gradient of rounding size moves
+    by a step all the same. `eps` is large enough here that it does not.
+    """
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), a, b)
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_every_number_is_swept():
+    assert set(SWEEPS) == {field.name for field in dataclasses.fields(HParams)}
+
+
+@pytest.mark.parametrize("field", SWEEPS)
+def test_a_run_in_a_population_is_the_run_alone(field):
+    spec, base = (SGD, SGD_RUN) if field in ("momentum", "beta_warmup_steps") else (ADAM, ADAM_RUN)
+    runs = [dataclasses.replace(base, **{field: value}) for value in SWEEPS[field]]
+    together = trained(spec, runs)
+    for i, value in enumerate(SWEEPS[field]):
+        assert_close(run_of(together, i), run_of(solo(spec, ((field, value),)), 0))
+    # The three differ, by more than the tolerance: the number arrives.
+    for i, j in ((0, 1), (1, 2), (0, 2)):
+        apart = [
+            np.max(np.abs(leaf[i] - leaf[j]))
+            for leaf in jax.tree.leaves(together.states.eval_params)
+        ]
+        assert max(apart) > 1e-4
+
+
+THREE = [dataclasses.replace(ADAM_RUN, seed=s, beta=b) for s, b in ((0, 0.5), (1, 1.0), (2, 2.0))]
+
+
+def test_permuting_the_runs_permutes_the_results():
+    # The same program: each run's sums are in the same order wherever it stands.
+    straight, shuffled = trained(ADAM, THREE), trained(ADAM, [THREE[i] for i in (2, 0, 1)])
+    for i, j in enumerate((2, 0, 1)):
+        assert_same_bits(run_of(shuffled, i), run_of(straight, j))
+
+
+def test_both_packings_give_the_same():
+    vmapped, mapped = trained(ADAM, THREE), trained(ADAM, THREE, pack="map")
+    assert_close((vmapped.states, vmapped.interval), (mapped.states, mapped.interval))
+    assert mapped.step == STEPS
+
+
+def test_the_initial_state_does_not_depend_on_the_population():
+    together = population(ADAM, THREE)
+    for i, run in enumerate(THREE):
+        alone = population(ADAM, [run])
+        assert_close(run_of(together, i), run_of(alone, 0))
+
+
+def test_noise_and_order_do_not_depend_on_the_population():
+    # Bitwise, for these are integers' work: 3 seeds in a vmap, and one by one.
+    seeds = jnp.uint32([0, 1, 2**32 - 1])
+
+    def draws(seed):
+        rngs = random.example_rngs(random.stream(seed, 3), jnp.arange(4))
+        return random.epoch_order(seed, jnp.int32(2), 29), jax.vmap(
+            lambda k: jax.random.bits(k, (5,))
+        )(rngs)
+
+    together = jax.vmap(draws)(seeds)
+    for i, seed in enumerate(seeds):
+        assert_same_bits(jax.tree.map(lambda a, i=i: a[i], together), draws(seed))
+    # An example's draw does not depend on its batch either.
+    alone = random.example_rngs(random.stream(seeds[0], 3), jnp.array([2]))
+    np.testing.assert_array_equal(jax.random.bits(alone[0], (5,)), together[1][0, 2])
+
+
+def test_a_group_is_traced_once():
+    trained(ADAM, THREE)
+    others = population(ADAM, [dataclasses.replace(r, seed=9, beta=3.0) for r in THREE])
+    with jax.no_tracing():
+        others = train.train_chunk(ADAM, "vmap", others, DATA, 5)
+        train.train_chunk(ADAM, "vmap", others, DATA, 8)
+    with pytest.raises(RuntimeError, match="re-tracing"), jax.no_tracing():
+        train.train_chunk(dataclasses.replace(ADAM, batch_size=4), "vmap", others, DATA, 8)
+
+
+def test_stack_has_one_type_a_leaf():
+    runs = stack([HParams(seed=2**32 - 1), HParams(beta=2.0)])
+    for field in dataclasses.fields(HParams):
+        leaf = getattr(runs, field.name)
+        assert leaf.shape == (2,)
+        assert leaf.dtype == (jnp.uint32 if field.name == "seed" else jnp.float32)
+    assert runs.seed.tolist() == [2**32 - 1, 0] and runs.beta.tolist() == [1.0, 2.0]
+
+
+class TestDivergence:
+    """One run of sixteen gets a learning rate that throws it out of float32."""
+
+    BAD = 5
+    RUNS = tuple(
+        dataclasses.replace(SGD_RUN, seed=i % 4, momentum=0.2 * (i // 4)) for i in range(16)
+    )
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def sick(cls):
+        """The population, after each step."""
+        runs = list(cls.RUNS)
+        runs[cls.BAD] = dataclasses.replace(runs[cls.BAD], learning_rate=1e6)
+        result, states = population(SGD, runs), []
+        for _ in range(STEPS):
+            states.append(jax.tree.map(jnp.copy, result))
+            result = train.train_chunk(SGD, "vmap", result, DATA, 1)
+        return [*states, result]
+
+    def test_the_run_freezes_at_its_last_good_state(self, sick):
+        end = run_of(sick[-1], self.BAD)[0]
+        step = int(end.diverged_step)
+        assert end.diverged and 0 < step < STEPS - 2
+        assert end.step == STEPS
+        before = run_of(sick[step], self.BAD)[0]
+        assert not before.diverged and before.diverged_step == -1
+        for state in (end, before):
+            assert all(np.all(np.isfinite(a)) for a in jax.tree.leaves(state.params))
+        assert_same_bits(end.params, before.params)
+        assert_same_bits(end.stats, before.stats)
+
+    def test_its_means_are_those_of_its_finite_steps(self, sick):
+        state, interval = run_of(sick[-1], self.BAD)
+        assert interval.count == state.diverged_step
+        assert all(np.isfinite(v) for v in interval.means.values())
+        assert np.all(np.isfinite(interval.grad_norms))
+
+    def test_the_step_that_diverged_is_the_first_bad_one(self, sick):
+        state, _ = run_of(sick[-1], self.BAD)
+        step = int(state.diverged_step)
+        order = random.epoch_order(state.hparams.seed, jnp.int32(step // 3), 29)
+        batch = train.batch_at(SGD, DATA, order, jnp.int32(step))
+
+        def loss(params):
+            return train.batch_loss(
+                SGD, DATA.transform, params, state.stats, state.hparams, jnp.int32(step), batch
+            )[0]
+
+        value, grads = jax.value_and_grad(loss)(state.params)
+        norm = np.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
+        assert not (np.isfinite(value) and np.isfinite(norm))
+
+    def test_the_others_are_what_they_would_have_been(self, sick):
+        healthy = trained(SGD, self.RUNS)
+        assert not np.any(healthy.states.diverged)
+        for i in range(16):
+            if i != self.BAD:
+                assert_same_bits(run_of(sick[-1], i), run_of(healthy, i))

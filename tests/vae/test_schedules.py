@@ -1,0 +1,98 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vae import schedules
+from vae.hparams import HParams, stack
+
+STEPS = np.arange(240)
+
+
+def beta(name, **hparams):
+    """β at each of `STEPS`, as training computes it: traced int32 steps, float32 numbers."""
+    traced = jax.tree.map(lambda a: a[0], stack([HParams(**hparams)]))
+    schedule = schedules.BETA_SCHEDULES[name]
+    return np.asarray(jax.vmap(schedule, (0, None))(jnp.int32(STEPS), traced))
+
+
+def rate(name, **hparams):
+    traced = jax.tree.map(lambda a: a[0], stack([HParams(**hparams)]))
+    return np.asarray(
+        jax.vmap(lambda t: schedules.learning_rate(name, t, traced))(jnp.int32(STEPS))
+    )
+
+
+def test_constant_beta():
+    assert np.all(beta("constant", beta=0.3) == np.float32(0.3))
+
+
+@pytest.mark.parametrize("warmup", [1.0, 50.0, 1e6])
+def test_linear_beta(warmup):
+    expected = 2 * np.minimum(1, STEPS / warmup)
+    np.testing.assert_allclose(
+        beta("linear", beta=2.0, beta_warmup_steps=warmup), expected, rtol=1e-6
+    )
+
+
+def test_no_warmup_is_the_constant():
+    assert np.all(beta("linear", beta=2.0, beta_warmup_steps=0.0) == 2)
+
+
+@pytest.mark.parametrize(
+    ("total", "cycles"), [(240.0, 4.0), (240.0, 1.0), (100.0, 6.0), (240.0, 7.0)]
+)
+@pytest.mark.parametrize("ramp", [0.5, 0.25, 1.0])
+def test_cyclical_beta(total, cycles, ramp):
+    # Oracle 21, with t mod T/M from integers: a step that starts a cycle has β = 0 exactly.
+    phase = (STEPS * int(cycles) % int(total)) / total
+    expected = 3 * np.minimum(1, phase / ramp)
+    value = beta("cyclical", beta=3.0, total_steps=total, beta_cycles=cycles, beta_ramp=ramp)
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_cyclical_beta_far_into_a_long_training():
+    traced = jax.tree.map(lambda a: a[0], stack([HParams(total_steps=4e6, beta_cycles=4.0)]))
+    steps = np.array([999_999, 1_000_000, 1_250_000, 3_499_999])
+    value = jax.vmap(schedules.cyclical_beta, (0, None))(jnp.int32(steps), traced)
+    np.testing.assert_allclose(value, [1, 0, 0.5, 0.999998], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("constant", lambda t: np.ones_like(t)),
+        ("plateau", lambda t: np.ones_like(t)),
+        ("cosine", lambda t: 0.2 + 0.8 * (1 + np.cos(math.pi * np.minimum(t / 90, 1))) / 2),
+        ("step", lambda t: 0.2 ** (t // 90)),
+        ("exponential", lambda t: 0.2 ** (t / 90)),
+    ],
+)
+@pytest.mark.parametrize("warmup", [0.0, 30.0])
+def test_learning_rate(name, formula, warmup):
+    value = rate(
+        name, learning_rate=0.01, lr_decay_steps=90.0, lr_decay_rate=0.2, lr_warmup_steps=warmup
+    )
+    ramp = np.minimum(1, (STEPS + 1) / warmup) if warmup else 1
+    np.testing.assert_allclose(value, 0.01 * ramp * formula(STEPS.astype(float)), rtol=1e-5)
+
+
+def test_every_schedule_of_the_config_is_tested():
+    assert set(schedules.BETA_SCHEDULES) == {"constant", "linear", "cyclical"}
+    assert set(schedules.LEARNING_RATE_SCHEDULES) == {
+        "constant",
+        "plateau",
+        "cosine",
+        "step",
+        "exponential",
+    }
+
+
+def test_the_runs_of_a_population_have_their_own_schedules():
+    runs = stack(
+        [HParams(beta=b, beta_warmup_steps=w) for b, w in ((1.0, 10.0), (2.0, 10.0), (1.0, 20.0))]
+    )
+    value = jax.vmap(schedules.linear_beta, (None, 0))(jnp.int32(5), runs)
+    np.testing.assert_allclose(value, [0.5, 1.0, 0.25], rtol=1e-6)

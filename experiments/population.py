@@ -269,6 +269,7 @@ class Trainer:
         run = self._plan.runs[i]
         row: dict[str, Any] = {"run_id": run.run_id, "status": "ok", **run.overrides}
         row |= {"seed": run.flat["seed"], "steps": self._plan.num_steps}
+        row["data/fingerprint"] = self._plan.dataset.protocol["fingerprint"][:16]
         if not state.diverged:
             return row | scalars
         cause = divergence.diagnose(self._plan.spec, self._examples.training(), state)

@@ -98,7 +98,8 @@ class Programs:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1))
-        self._futures: dict[Any, Future] = {}
+        self._futures: dict[Any, Future] = {}  # by function and shapes
+        self._of_plan: dict[tuple[str, str], Future] = {}  # finding those takes milliseconds
 
     def prepare(self, plan: PopulationPlan) -> None:
         """Starts compiling what a population needs, in the order of use."""
@@ -110,7 +111,9 @@ class Programs:
 
     def get(self, name: str, plan: PopulationPlan) -> Program:
         """The compiled program; its static arguments are bound."""
-        return self._submit(name, plan).result()
+        if (name, plan.id) not in self._of_plan:
+            self._of_plan[name, plan.id] = self._submit(name, plan)
+        return self._of_plan[name, plan.id].result()
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

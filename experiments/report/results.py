@@ -21,7 +21,7 @@ SEED = "seed"
 
 # Columns of results.csv that hold words, not numbers, whatever they look like (a run id such as
 # "12e4567890" is no number).
-_TEXT_COLUMNS = ("run_id", "status", "diverged/term", "diverged/layer")
+_TEXT_COLUMNS = ("run_id", "status", "data/fingerprint", "diverged/term", "diverged/layer")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,304 @@
+"""What the command leaves: the contract of a results folder, and that packing changes no result."""
+
+import csv
+import hashlib
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import config as configs
+from experiments import plan as plans
+from experiments.population import DeviceData
+from tests.experiments import launch
+from vae import checkpoint, evaluate, train, writers
+from vae.hparams import stack
+
+# The same run in another program has its sums in another order: a few units in the last place of
+# float32 (6e-8) for a test metric, which is a mean over examples. 100 of them.
+METRIC = 1e-5
+# A reading follows up to 200 steps of Adam, whose division by √v amplifies small differences.
+READING = 1e-3
+
+METRICS = ("elbo", "rate", "distortion", "active_units")
+
+
+@pytest.fixture(scope="module")
+def finished():
+    return launch.finished()[0]
+
+
+def run_folders(workdir):
+    return sorted(path for path in (workdir / "runs").iterdir())
+
+
+def read_json(path):
+    def refuse(constant):
+        raise AssertionError(f"{path}: {constant} is no JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+# The results contract -----------------------------------------------------------------------------
+
+
+def test_every_file_of_the_contract_is_there_and_no_other(finished):
+    top = {path.name for path in finished.iterdir()}
+    assert top == {
+        ".lock",
+        "config.json",
+        "sweep.json",
+        "populations.json",
+        "environment.json",
+        "results.csv",
+        "runs",
+        "populations",
+        "tensorboard",
+    }
+    ids = {path.name for path in run_folders(finished)}
+    assert len(ids) == 4
+    assert {path.name for path in (finished / "tensorboard").iterdir()} == ids
+    for folder in run_folders(finished):
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"config.json", "metrics.jsonl", "result.json", "gallery.npz", "params"}
+    (population,) = (finished / "populations").iterdir()
+    assert launch.checkpoints(finished)[-1] == 200
+    assert read_json(finished / "populations.json")[0]["id"] == population.name
+
+
+def test_no_temporary_file_is_left(finished):
+    assert [f for f in finished.rglob("*") if ".tmp" in f.name or "tmp-" in f.name] == []
+
+
+def test_what_was_asked_is_recorded(finished):
+    base, sweep = read_json(finished / "config.json"), read_json(finished / "sweep.json")
+    assert base["model"]["width"] == 16 and base["train"] == {
+        "batch_size": 128,
+        "epochs": None,
+        "steps": 200,
+    }
+    assert sweep["axes"] == {"objective.beta": [0.5, 2.0], "seed": [0, 1]}
+    overrides = [run["overrides"] for run in sweep["runs"]]
+    assert overrides == [{"objective.beta": b, "seed": s} for b in (0.5, 2.0) for s in (0, 1)]
+    for run in sweep["runs"]:
+        own = read_json(finished / "runs" / run["run_id"] / "config.json")
+        assert configs.run_id(own) == run["run_id"]
+        assert own == writers.plain(configs.resolve(base, run["overrides"]))
+
+
+def test_the_table_has_the_agreed_columns(finished):
+    with open(finished / "results.csv", newline="", encoding="utf-8") as file:
+        header, *lines = csv.reader(file)
+    splits = [f"{split}/{name}" for split in ("test", "train_eval") for name in METRICS]
+    expected = {"run_id", "status", "objective.beta", "seed", "steps", "wall_s", "gap/elbo"}
+    expected |= {*splits, "test/nll", "test/nll_samples"}
+    expected |= {"diverged/step", "diverged/term", "diverged/layer"}
+    assert set(header) == expected
+    assert header[:6] == ["run_id", "status", "objective.beta", "seed", "steps", "wall_s"]
+    assert len(lines) == 4
+    order = [run["run_id"] for run in read_json(finished / "sweep.json")["runs"]]
+    rows = launch.rows(finished)
+    assert list(rows) == order
+    for run_id, row in rows.items():
+        assert row["status"] == "ok" and row["steps"] == "200" and row["test/nll_samples"] == "8"
+        assert row["diverged/step"] == row["diverged/term"] == row["diverged/layer"] == ""
+        number = {k: float(v) for k, v in row.items() if v and k not in ("run_id", "status")}
+        assert all(map(math.isfinite, number.values()))
+        elbo = -(number["test/rate"] + number["test/distortion"])
+        assert number["test/elbo"] == pytest.approx(elbo, rel=METRIC)
+        gap = number["train_eval/elbo"] - number["test/elbo"]
+        assert number["gap/elbo"] == pytest.approx(gap, abs=1e-4)
+        result = read_json(finished / "runs" / run_id / "result.json")
+        assert {k: v for k, v in row.items() if v} == {
+            k: v if isinstance(v, str) else json.dumps(v) for k, v in result.items()
+        }
+
+
+def test_the_readings_have_the_agreed_keys(finished):
+    (metrics, *_) = [folder / "metrics.jsonl" for folder in run_folders(finished)]
+    text = metrics.read_text(encoding="utf-8")
+    assert "NaN" not in text and "Infinity" not in text
+    readings = writers.read_jsonl(metrics)
+    assert [reading["step"] for reading in readings] == list(range(10, 201, 10))
+    layers = ["encoder/layer_0", "encoder/mean", "encoder/scale", "decoder/layer_0"]
+    layers += ["decoder/output"]
+    train_keys = ["loss", "elbo", "rate", "distortion", "beta", "learning_rate"]
+    for reading in readings:
+        assert {f"train/{name}" for name in train_keys} <= reading.keys()
+        assert {f"test/{name}" for name in METRICS} <= reading.keys()
+        for kind in ("grad", "param", "update"):
+            # The order of the keys is the order of depth.
+            names = [key for key in reading if key.startswith(f"{kind}/")]
+            assert names == [f"{kind}/{layer}/norm" for layer in layers]
+            assert all(reading[name] > 0 for name in names)
+    rows = launch.rows(finished)
+    last = readings[-1]
+    for name in METRICS:
+        assert last[f"test/{name}"] == float(rows[metrics.parent.name][f"test/{name}"])
+
+
+def test_the_gallery_has_the_agreed_arrays(finished):
+    for folder in run_folders(finished):
+        with np.load(folder / "gallery.npz", allow_pickle=False) as archive:
+            shapes = {name: (archive[name].dtype.name, archive[name].shape) for name in archive}
+        assert shapes == {
+            "originals": ("uint8", (8, 8, 8, 1)),
+            "reconstructions": ("uint8", (8, 8, 8, 1)),
+            "samples": ("uint8", (32, 8, 8, 1)),
+            "traversals": ("uint8", (2, 7, 8, 8, 1)),
+            "traversal_dims": ("int32", (2,)),
+            "traversal_values": ("float32", (7,)),
+            "latents": ("float32", (359, 2)),
+            "latent_dims": ("int32", (2,)),
+            "labels": ("int32", (359,)),
+            "kl_per_dim": ("float32", (2,)),
+        }
+
+
+def test_the_environment_says_what_made_the_results(finished):
+    made = read_json(finished / "environment.json")
+    assert made["command"][:3] == ["python", "-m", "experiments.run"]
+    assert "--sweep=seed=0,1" in made["command"]
+    assert made["versions"]["jax"] == jax.__version__
+    protocol = made["dataset"]["digits"]
+    assert len(protocol["fingerprint"]) == hashlib.sha256().digest_size * 2
+    assert made.keys() >= {"platform", "backend", "devices", "git_commit", "git_dirty"}
+
+
+def test_the_saved_parameters_give_the_reported_numbers_again(finished):
+    base, sweep = read_json(finished / "config.json"), read_json(finished / "sweep.json")
+    plan = plans.make(base, [run["overrides"] for run in sweep["runs"]], sweep["axes"])
+    (population,) = plan.populations
+    run, hparams = population.runs[2], stack(population.hparams()[2:3])
+    mean = jnp.asarray(population.dataset.train_mean())
+    shapes = jax.eval_shape(lambda h: train.init(population.spec, h, mean), hparams).states
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), shapes)
+    tree = checkpoint.restore_tree(
+        finished / "runs" / run.run_id / "params", {"params": state.params, "stats": state.stats}
+    )
+    tree = jax.tree.map(jnp.asarray, tree)
+    hparams = jax.tree.map(lambda leaf: leaf[0], hparams)
+    state = state.replace(params=tree["params"], stats=tree["stats"], hparams=hparams)
+    found = evaluate.evaluate_run(
+        population.spec.model,
+        DeviceData(population.dataset).evaluation("test", population.dataset.num_test),
+        jnp.int32(evaluate.SPLITS["test"]),
+        state,
+        num_samples=population.evaluation.samples,
+        batch_size=64,
+    )
+    row = launch.rows(finished)[run.run_id]
+    for name in METRICS:
+        assert float(found[name]) == pytest.approx(float(row[f"test/{name}"]), rel=METRIC)
+
+
+def test_what_the_command_prints(finished):
+    _, done = launch.finished()
+    assert done.stdout.startswith(f"4 runs in 1 population -> {finished}\n")
+    table = [line.split() for line in done.stdout.splitlines()]
+    assert ["beta", "runs", "elbo", "rate", "distortion", "nll", "(K", "=", "8)"] == next(
+        words for words in table if words[:1] == ["beta"]
+    )[:9]
+    assert "4 runs finished in" in done.stdout
+    assert f"Table:  {finished / 'results.csv'}" in done.stdout
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr
+
+
+# Packing changes no result ------------------------------------------------------------------------
+
+
+def assert_same_numbers(workdir, other, run_ids):
+    """The rows and readings of both folders agree, up to the order of float32 sums."""
+    rows, others = launch.rows(workdir), launch.rows(other)
+    for run_id in run_ids:
+        names = [n for n in rows[run_id] if n.startswith(("test/", "train_eval/"))]
+        assert len(names) == 10
+        for name in names:
+            expected = float(others[run_id][name])
+            assert float(rows[run_id][name]) == pytest.approx(expected, rel=METRIC), (run_id, name)
+        pairs = zip(launch.readings(workdir, run_id), launch.readings(other, run_id), strict=True)
+        for reading, expected in pairs:
+            assert reading == pytest.approx(expected, rel=READING, abs=1e-6)
+
+
+def test_a_run_alone_is_the_run_in_a_population(finished, tmp_path):
+    launch.run(tmp_path, "--config.objective.beta=2", "--config.seed=1")
+    (run_id,) = launch.rows(tmp_path)
+    assert launch.rows(finished)[run_id]["objective.beta"] == "2.0"
+    assert launch.rows(finished)[run_id]["seed"] == "1"
+    assert_same_numbers(tmp_path, finished, [run_id])
+    saved, expected = launch.params(tmp_path, run_id), launch.params(finished, run_id)
+    assert saved.keys() == expected.keys()
+    for name, array in saved.items():
+        np.testing.assert_allclose(array, expected[name], rtol=READING, atol=1e-5)
+
+
+def test_in_turn_is_side_by_side(finished, tmp_path):
+    done = launch.run(tmp_path, *launch.SWEEP, "--pack=map")
+    assert "in turn (map)" in done.stdout
+    assert_same_numbers(tmp_path, finished, launch.rows(finished))
+
+
+def test_a_population_that_is_too_large_is_split(finished, tmp_path):
+    base, sweep = read_json(finished / "config.json"), read_json(finished / "sweep.json")
+    overrides = [run["overrides"] for run in sweep["runs"]]
+
+    def populations(budget):
+        return plans.make(base, overrides, sweep["axes"], budget=budget, pack="vmap").populations
+
+    one = plans.make(base, overrides[:1], {}, pack="vmap").populations[0].estimate.total
+    budget = next(b for b in range(one, 10 * one, one // 8) if len(populations(b)) == 2)
+    done = launch.run(tmp_path, *launch.SWEEP, f"--memory_gib={budget / 2**30}")
+    assert "4 runs in 2 populations" in done.stdout
+    assert "split to fit the memory" in done.stdout
+    assert len(list((tmp_path / "populations").iterdir())) == 2
+    assert_same_numbers(tmp_path, finished, launch.rows(finished))
+
+
+# One bad run hurts only itself --------------------------------------------------------------------
+
+GOOD = [round(0.001 * (i + 1), 3) for i in range(15)]
+SGD = ("--config.optimizer.name=sgd", "--config.optimizer.momentum=0", "--config.train.steps=60")
+
+
+def rates(bad):
+    values = GOOD[:7] + [bad] + GOOD[7:]
+    return (*SGD, f"--sweep=optimizer.learning_rate={','.join(map(str, values))}")
+
+
+@pytest.fixture(scope="module")
+def sixteen(tmp_path_factory):
+    """Folders of sixteen runs, one of which explodes, and of sixteen of which none does."""
+    folder = tmp_path_factory.mktemp("sixteen")
+    said = launch.run(folder / "bad", *rates(1e6))
+    launch.run(folder / "good", *rates(0.02))
+    return folder / "bad", folder / "good", said
+
+
+def test_a_nan_in_one_run_of_sixteen_leaves_the_other_fifteen_alone(sixteen):
+    bad, good, _ = sixteen
+    assert len(launch.rows(bad)) == 16
+    shared = launch.rows(bad).keys() & launch.rows(good).keys()
+    assert len(shared) == 15
+    assert launch.everything(bad, shared) == launch.everything(good, shared)
+
+
+def test_the_bad_run_is_named_with_step_term_and_layer(sixteen):
+    bad, _, said = sixteen
+    rows = launch.rows(bad)
+    (run_id,) = [i for i, row in rows.items() if row["status"] == "diverged"]
+    row = rows[run_id]
+    assert float(row["optimizer.learning_rate"]) == 1e6
+    assert [n for n in row if n.startswith(("test/", "train_eval/", "gap/")) and row[n]] == []
+    # The first update throws every layer, so that the second step meets an exploded encoder.
+    assert row["diverged/step"] == row["steps"] == "1"
+    assert (row["diverged/term"], row["diverged/layer"]) == ("rate", "encoder/scale")
+    assert {row["status"] for i, row in rows.items() if i != run_id} == {"ok"}
+    assert f"1 of 16 runs diverged: {run_id}" in said.stdout
+    # What is left of it: the parameters before the bad step, and no reading, as there was none.
+    assert launch.readings(bad, run_id) == []
+    assert all(np.isfinite(array).all() for array in launch.params(bad, run_id).values())
+    read_json(bad / "runs" / run_id / "result.json")

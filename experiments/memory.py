@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -97,9 +98,19 @@ def estimate(
     )
 
 
-def max_runs(one: Estimate, budget: int) -> int:
-    """Runs of which a population fits the budget, given the estimate of one; at least 1."""
-    return max(1, (budget - one.data) // max(1, one.total - one.data))
+def max_runs(of: Callable[[int], Estimate], budget: int, most: int) -> int:
+    """The largest number of runs up to `most` whose estimate fits the budget; at least 1.
+
+    Args:
+      of: number of runs -> the estimate for a population of them.
+    """
+    if of(most).total <= budget:
+        return most
+    fits, too_many = 1, most  # the estimate grows with the runs: halve the interval
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if of(middle).total <= budget else (fits, middle)
+    return fits
 
 
 def default_budget() -> int:

@@ -20,6 +20,7 @@ from vae import data
 from vae.errors import UserError
 from vae.hparams import HParams
 from vae.likelihoods import LIKELIHOODS
+from vae.nets import NETS
 from vae.spec import ModelSpec, ObjectiveSpec, OptimizerSpec, Spec
 
 # On a CPU, matrices of this many parameters in all fill the cores by themselves: runs then go one
@@ -155,9 +156,14 @@ def _pack_group(
     evaluation = _eval_plan(flat, dataset, num_steps)
     num_params = memory.num_params(spec)
     if pack == "auto":
-        heavy = spec.model.net == "conv" or num_params >= MAP_FROM_PARAMS
+        heavy = NETS[spec.model.net].images or num_params >= MAP_FROM_PARAMS
         pack = "map" if heavy and jax.default_backend() == "cpu" else "vmap"
-    per_run = memory.estimate(spec, dataset, evaluation.train_limit, num_runs=1, pack=pack)
+
+    def estimate(num_runs: int) -> memory.Estimate:
+        limit = evaluation.train_limit
+        return memory.estimate(spec, dataset, limit, num_runs=num_runs, pack=pack)
+
+    per_run = estimate(1)
     if per_run.total > budget:
         raise UserError(
             f"model.width: one run needs about {memory.gib(per_run.total)}, more than the "
@@ -167,7 +173,7 @@ def _pack_group(
     by_id = {run.run_id: run for run in group}
     parts = [[by_id[i] for i in ids] for ids in packed or () if set(ids) <= set(by_id)]
     if sum(map(len, parts)) != len(group):
-        parts = _split(group, memory.max_runs(per_run, budget))
+        parts = _split(group, memory.max_runs(estimate, budget, len(group)))
     populations = []
     for part in parts:
         ids = [run.run_id for run in part]
@@ -182,9 +188,7 @@ def _pack_group(
                 evaluation=evaluation,
                 pack=pack,
                 num_params=num_params,
-                estimate=memory.estimate(
-                    spec, dataset, evaluation.train_limit, num_runs=len(part), pack=pack
-                ),
+                estimate=estimate(len(part)),
             )
         )
     return populations
@@ -213,9 +217,10 @@ def spec_of(flat: Mapping[str, Any], dataset: data.Dataset) -> Spec:
             f"{dataset.name} span [{low:g}, {high:g}]. Set data.scaling to unit, or "
             "model.likelihood to one of the gaussian ones."
         )
-    if flat["model.net"] == "conv" and len(dataset.example_shape) != 3:
+    net = flat["model.net"]
+    if NETS[net].images and len(dataset.example_shape) != 3:
         raise UserError(
-            f"model.net: conv needs images [H, W, C], and an example of {dataset.name} has shape "
+            f"model.net: {net} needs images [H, W, C], and an example of {dataset.name} has shape "
             f"{list(dataset.example_shape)}. Set model.net to mlp."
         )
     if flat["train.batch_size"] > dataset.num_train:

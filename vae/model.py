@@ -201,10 +201,10 @@ def init(
         lambda path, leaf: leaf * hparams.init_gain if path[-1].key == "kernel" else leaf, params
     )
     if spec.output_bias == "data_mean":
-        bias = LIKELIHOODS[spec.likelihood].bias(data_mean)
-        if spec.net == "conv":  # one bias a channel
-            bias = LIKELIHOODS[spec.likelihood].bias(data_mean.mean((0, 1)))
-        params["decoder"]["output"]["bias"] = bias.reshape(-1)
+        output = params["decoder"]["output"]
+        # One number a value, or, where the head is a convolution, one a channel.
+        mean = data_mean.reshape(-1, output["bias"].shape[0]).mean(0)
+        output["bias"] = LIKELIHOODS[spec.likelihood].bias(mean)
     if spec.likelihood == "gaussian_shared":
         params["likelihood"] = {"logvar": 2 * jnp.log(jnp.asarray(hparams.sigma, jnp.float32))}
     if spec.likelihood == "gaussian_optimal":

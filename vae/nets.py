@@ -168,16 +168,19 @@ class Net(NamedTuple):
       encode: (spec, x [*x], train) -> features [n], which the heads `mean` and `scale` read.
       decode: (spec, z [d], train) -> a function that makes an output head of a given name, [*x].
       hidden_values: spec -> numbers in the hidden layers of one example, for memory estimates.
+      images: whether it convolves: examples must be [H, W, C], and vmapped parameters become
+        grouped convolutions, which are slow on a CPU.
     """
 
     encode: Callable[[ModelSpec, jax.Array, bool], jax.Array]
     decode: Callable[[ModelSpec, jax.Array, bool], Head]
     hidden_values: Callable[[ModelSpec], int]
+    images: bool = False
 
 
 NETS: dict[str, Net] = {
     "mlp": Net(_mlp_encode, _mlp_decode, lambda spec: sum(spec.widths)),
-    "conv": Net(_conv_encode, _conv_decode, _conv_values),
+    "conv": Net(_conv_encode, _conv_decode, _conv_values, images=True),
 }
 
 

@@ -16,12 +16,12 @@ from tests.experiments import launch
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--config.model.latentdim=3"], r"model\.latentdim: no such field\. .*model\.latent_dim\?"),
+        (["--config.model.latentdim=3"], r"model\.latentdim: no such field.*model\.latent_dim\?"),
         (["--config.model.depth=two"], r"model\.depth: .*whole number.* got 'two'"),
         (["--config.optimizer.name=adm"], r"optimizer\.name: .* got 'adm'.*Did you mean 'adam'\?"),
         (["--sweep=objective.betta=1,2"], r"objective\.betta: no such field\. .*objective\.beta\?"),
         (["--sweep=seed=0:0"], "seed: the range 0:0 is empty"),
-        (["--config.train.epochs=5"], r"train\.epochs and train\.steps: both are set \(5 and 200\)"),
+        (["--config.train.epochs=5"], r"train\.epochs and train\.steps: both .*5 and 200"),
         (["--config.train.steps=null"], r"train\.epochs and train\.steps: neither is set"),
         (["--config.train.batch_size=0"], r"train\.batch_size: .* got 0"),
         (["--config.model.width=-16"], r"model\.width: .* got -16"),
@@ -29,7 +29,7 @@ from tests.experiments import launch
         (["--config.model.depth=-1"], r"model\.depth: .* got -1"),
         (["--config.train.steps=0"], r"train\.steps: .* got 0"),
         (["--config.optimizer.learning_rate=nan"], r"optimizer\.learning_rate: .* finite"),
-        (["--config=configs/quikstart.py"], r"--config: .*quikstart\.py does not exist\. Did you .*"),
+        (["--config=configs/quikstart.py"], r"--config: .*quikstart\.py does not exist\. Did"),
         (["--wrokdir=x"], "wrokdir.*workdir.*--help"),
         (["--pack=side_by_side"], "--pack=side_by_side.*auto.*vmap.*map"),
         (["model.depth=3"], "model.depth=3: not a flag.*--config.FIELD=VALUE"),

@@ -250,6 +250,7 @@ def test_the_table_agrees_with_the_library():
     for name, known in {
         "data.binarization": dataset.BINARIZATIONS,
         "data.scaling": dataset.SCALINGS,
+        "model.net": nets.NETS,
         "model.activation": nets.ACTIVATIONS,
         "model.init": nets.INITIALIZERS,
         "model.likelihood": likelihoods.LIKELIHOODS,

@@ -1,6 +1,5 @@
 """A sweep that was killed, stopped or damaged ends as if nothing had happened, bit for bit."""
 
-import os
 import re
 import shutil
 import signal

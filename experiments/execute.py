@@ -1,5 +1,6 @@
 """Carries out a plan in a results folder: compile, train, evaluate, write, report."""
 
+import os
 import pathlib
 import shlex
 import signal
@@ -15,6 +16,8 @@ from experiments.programs import Programs, use_persistent_cache
 from experiments.progress import Progress
 from experiments.workdir import Workdir
 from vae import writers
+
+_IMPORTED = time.monotonic()
 
 
 def execute(
@@ -63,6 +66,7 @@ def _train(plan: Plan, todo: list, workdir: Workdir, stop: Any, checkpoint_secon
     tensorboard = writers.TensorBoard(workdir.path / "tensorboard")
     progress = Progress(todo)
     on_device: dict[int, DeviceData] = {}
+    first_step: float | None = None
     try:
         for plan_ in todo:
             programs.prepare(plan_)
@@ -82,13 +86,27 @@ def _train(plan: Plan, todo: list, workdir: Workdir, stop: Any, checkpoint_secon
                 checkpoint_seconds=checkpoint_seconds,
             )
             trainer.run()
+            first_step = first_step or trainer.first_step
             workdir.write_results(plan.runs, list(plan.axes))
     except Stopped:
         return False
     finally:
         progress.close()
         programs.close()
+    if first_step:
+        seconds = _process_seconds() - (time.monotonic() - first_step)
+        print(f"First step after {seconds:.1f} s: start-up and compiling.")
     return True
+
+
+def _process_seconds() -> float:
+    """Seconds since this process started; where the system does not say, since it imported this."""
+    try:
+        fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        uptime = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+        return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.monotonic() - _IMPORTED
 
 
 def _say_how_to_go_on(stop: Any) -> int:

@@ -82,6 +82,7 @@ class Trainer:
         self._seconds = 0.0
         self._saved_step = -1
         self._steps_per_dispatch = 1
+        self.first_step: float | None = None  # when it was done, by time.monotonic
 
     def run(self) -> None:
         """Trains and writes results.
@@ -102,6 +103,7 @@ class Trainer:
             )
             population = self._advance(population, reading - 1, started)
             population = self._read(population)
+            self.first_step = self.first_step or time.monotonic()
             step = reading
             self._progress(step, self._elbo())
             overdue = time.monotonic() - last_saved >= self._checkpoint_seconds
@@ -156,6 +158,7 @@ class Trainer:
             before = time.monotonic()
             population = jax.block_until_ready(chunk(population, examples, jnp.int32(steps)))
             seconds = max(time.monotonic() - before, 1e-4)
+            self.first_step = self.first_step or time.monotonic()
             step += steps
             wanted = int(steps * DISPATCH_SECONDS / seconds)
             self._steps_per_dispatch = max(1, min(wanted, 8 * self._steps_per_dispatch))

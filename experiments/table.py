@@ -16,18 +16,22 @@ _METRICS = {
 
 
 def results_table(workdir: pathlib.Path) -> str:
-    """A line for each combination of the swept fields but the seed; nats, means over the seeds."""
+    """A line for each combination of the swept fields but the seed; nats, means over the seeds.
+
+    Where runs diverged, "2 of 3" says over how many the means are.
+    """
     results = read_results(workdir)
     axes = results.swept
     metrics = [m for m in _METRICS if any(math.isfinite(r.number(m)) for r in results.runs)]
-    samples = {r.number("test/nll_samples") for r in results.runs} - {math.nan}
+    samples = {r.number("test/nll_samples") for r in results.runs}
     titles = dict(_METRICS)
-    finite = sorted(int(k) for k in samples if math.isfinite(k))
-    titles["test/nll"] = f"nll (K = {', '.join(map(str, finite))})"
+    counts = sorted(int(k) for k in samples if math.isfinite(k))
+    titles["test/nll"] = f"nll (K = {', '.join(map(str, counts))})"
     rows = [[axis.label for axis in axes] + ["runs"] + [titles[m] for m in metrics]]
     for group in aggregate.groups(results):
         swept = [group.values[results.axes.index(axis)] for axis in axes]
-        cells = [str(v) for v in swept] + [str(len(group.runs))]
+        good, runs = sum(run.status == "ok" for run in group.runs), len(group.runs)
+        cells = [str(v) for v in swept] + [str(runs) if good == runs else f"{good} of {runs}"]
         for metric in metrics:
             seen = aggregate.estimate(run.number(metric) for run in group.runs)
             if not seen.n:

@@ -81,8 +81,42 @@ class DenseLayer(nn.Module):
         return h + f
 
 
+class Conv(nn.Module):
+    """[H, W, C] ↦ [⌈H/stride⌉, ⌈W/stride⌉, features]: a convolution as patches × matrix.
+
+    The same function and parameters as `nn.Conv` with padding SAME. Written as a matrix product
+    because a vmap over runs turns convolutions into grouped ones, and because XLA's CPU backend
+    takes its fast path for convolutions in the outermost computation alone, never in a loop:
+    the training loop's weight gradients would be up to a hundred times slower.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int
+    initializer: str
+
+    @nn.compact
+    def __call__(self, h: jax.Array) -> jax.Array:
+        k, stride, channels = self.kernel_size, self.stride, h.shape[-1]
+        shape = (k, k, channels, self.features)
+        kernel = self.param("kernel", INITIALIZERS[self.initializer], shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        out = [-(-n // stride) for n in h.shape[:2]]
+        total = [max((m - 1) * stride + k - n, 0) for m, n in zip(out, h.shape[:2], strict=True)]
+        h = jnp.pad(h, [*((t // 2, t - t // 2) for t in total), (0, 0)])
+        rows, columns = ((m - 1) * stride + 1 for m in out)
+        patches = [
+            h[i : i + rows : stride, j : j + columns : stride] for i in range(k) for j in range(k)
+        ]
+        return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, self.features) + bias[None, None]
+
+
 class ConvLayer(nn.Module):
-    """[H, W, C] ↦ φ(norm(conv)): stride 2 down, or up to `size` (transposed, then cropped)."""
+    """[H, W, C] ↦ φ(norm(conv)): 4 × 4 with stride 2 down, or up to `size`, twice as large.
+
+    Up is nearest-neighbour resizing and a 3 × 3 convolution, which leaves no checkerboard (Odena
+    et al. 2016).
+    """
 
     spec: ModelSpec
     width: int
@@ -92,10 +126,11 @@ class ConvLayer(nn.Module):
     @nn.compact
     def __call__(self, h: jax.Array, train: bool) -> jax.Array:
         spec = self.spec
-        conv = nn.Conv if self.size is None else nn.ConvTranspose
-        h = conv(self.width, (4, 4), (2, 2), kernel_init=INITIALIZERS[spec.init], name="conv")(h)
-        if self.size is not None:
-            h = h[: self.size[0], : self.size[1]]
+        if self.size is None:
+            h = Conv(self.width, 4, 2, spec.init, name="conv")(h)
+        else:
+            h = jnp.repeat(jnp.repeat(h, 2, axis=0), 2, axis=1)[: self.size[0], : self.size[1]]
+            h = Conv(self.width, 3, 1, spec.init, name="conv")(h)
         h = Normalize(spec.norm, self.batch_axes, name="norm")(h, train)
         return ACTIVATIONS[spec.activation](h)
 
@@ -151,7 +186,7 @@ def _conv_decode(spec: ModelSpec, z: jax.Array, train: bool) -> Head:
         h = ConvLayer(spec, width, ("batch", "sample"), size, name=f"layer_{i}")(h, train)
 
     def head(name: str) -> jax.Array:
-        return nn.Conv(spec.example_shape[-1], (3, 3), kernel_init=kernel_init, name=name)(h)
+        return Conv(spec.example_shape[-1], 3, 1, spec.init, name=name)(h)
 
     return head
 
@@ -168,8 +203,7 @@ class Net(NamedTuple):
       encode: (spec, x [*x], train) -> features [n], which the heads `mean` and `scale` read.
       decode: (spec, z [d], train) -> a function that makes an output head of a given name, [*x].
       hidden_values: spec -> numbers in the hidden layers of one example, for memory estimates.
-      images: whether it convolves: examples must be [H, W, C], and vmapped parameters become
-        grouped convolutions, which are slow on a CPU.
+      images: whether it convolves: examples must be [H, W, C], and one run is much work.
     """
 
     encode: Callable[[ModelSpec, jax.Array, bool], jax.Array]

@@ -143,7 +143,8 @@ def quickstart_(settings: Settings) -> list[Row]:
 def startup(settings: Settings) -> list[Row]:
     """From the start of a process to its first training step, as the launcher prints it."""
     arguments = [f"--config={default.__file__}", "--noreport", "--config.train.epochs=null"]
-    arguments += ["--config.train.steps=2", "--config.eval.iw_samples=0"]
+    arguments += ["--config.train.steps=20", "--config.eval.every=20"]
+    arguments += ["--config.eval.iw_samples=0"]
     seconds: dict[str, list[float]] = {"empty": [], "full": []}
     for _ in range(settings.pick(3, 1)):
         with tempfile.TemporaryDirectory() as folder:
@@ -158,12 +159,12 @@ def startup(settings: Settings) -> list[Row]:
 
 
 def first_step(output: str) -> float:
-    """The seconds in the launcher's line `first step after 7.1 s`.
+    """The seconds in the launcher's line `First step after 7.1 s`.
 
     Raises:
       RuntimeError: there is no such line.
     """
-    found = re.search(r"first step after ([0-9.]+) s", output)
+    found = re.search(r"First step after ([0-9.]+) s", output)
     if not found:
         raise RuntimeError(f"the launcher did not say when its first step was done:\n{output}")
     return float(found[1])

@@ -83,6 +83,8 @@ def step(settings: Settings) -> list[Row]:
         "Adam, no binarisation": plain,
         "SGD, no binarisation": plain | {"optimizer.name": "sgd"},
     }
+    if settings.quick:
+        variants = {"Adam, dynamic binarisation": overrides}
     plan = population_plan(mnist, overrides)
     functions: dict[str, Callable[[int], Any]] = {"products": _products(plan)}
     for name, fields in variants.items():
@@ -117,9 +119,7 @@ def _products(plan: PopulationPlan) -> Callable[[int], Any]:
     weights = products.weights(model.num_values, model.widths[0], model.latent_dim)
     x = np.random.default_rng(1).random((plan.spec.batch_size, model.num_values)) < 0.13
     arguments = (weights, jnp.asarray(x, jnp.float32))
-    program = programs.compile_program(
-        jax.jit(products.loop), (*arguments, jnp.int32(0)), programs.MUCH
-    )
+    program = programs._compile(jax.jit(products.loop), (*arguments, jnp.int32(0)), programs.MUCH)
     return lambda n: jax.block_until_ready(program(*arguments, jnp.int32(n)))
 
 
@@ -134,7 +134,7 @@ def dispatch(settings: Settings) -> list[Row]:
         jax.block_until_ready(single.population)
 
     functions = {"chunk": chunk, "chunks of one": one_by_one, "train_step": _single_steps(plan)}
-    seconds = in_turns(functions, settings.pick(200, 2), settings.pick(9, 2))
+    seconds = in_turns(functions, settings.pick(100, 2), settings.pick(7, 2))
     notes = {
         "chunks of one": "train_chunk, num_steps=1",
         "train_step": "jit(train_step), state donated",
@@ -165,7 +165,7 @@ def _single_steps(plan: PopulationPlan) -> Callable[[int], None]:
         return train.train_step(plan.spec, examples.transform, state, batch)[0]
 
     states = [jax.tree.map(lambda a: a[0], population.states)]
-    program = programs.compile_program(
+    program = programs._compile(
         jax.jit(step, donate_argnums=0), (states[0], order, examples), programs.MUCH
     )
 
@@ -180,8 +180,8 @@ def _single_steps(plan: PopulationPlan) -> Callable[[int], None]:
 def packing(settings: Settings) -> list[Row]:
     """Runs together (vmap) against runs in turn (map): the measurement behind MAP_FROM_PARAMS."""
     rows = []
-    nets = {"mlp": {}, "conv": {"model.net": "conv"}}
-    widths = settings.pick({"mlp": WIDTHS, "conv": (16,)}, {"mlp": (4,), "conv": (2,)})
+    nets = {"mlp": {}, "conv": {"model.net": "conv"}} if not settings.quick else {"mlp": {}}
+    widths = settings.pick({"mlp": WIDTHS, "conv": (16,)}, {"mlp": (4,)})
     for runs in settings.pick(RUNS, (2,)):
         for net, overrides in nets.items():
             points = []
@@ -191,7 +191,7 @@ def packing(settings: Settings) -> list[Row]:
                 for pack in ("vmap", "map"):
                     plan = population_plan(default, fields, [f"seed=0:{runs}"], pack)
                     timed[pack] = Training(plan)
-                seconds = in_turns(timed, settings.pick(50, 2), settings.pick(7, 2))
+                seconds = in_turns(timed, settings.pick(20, 2), settings.pick(7, 2))
                 found = ratio(seconds["vmap"], seconds["map"])
                 points.append((plan.num_params, found["value"]))
                 each = {pack: f"{1e6 * np.median(s) / runs:.0f}" for pack, s in seconds.items()}
@@ -227,12 +227,17 @@ def memory_(settings: Settings) -> list[Row]:
     """The planner's estimate of a population against what XLA says its programs take."""
     runs = settings.pick(16, 2)
     small = {"eval.iw_samples": "100"}
-    cases = {"digits": (default, small), "conv": (default, small | {"model.net": "conv"})}
-    if not settings.quick:
-        cases["MNIST"] = (mnist, mnist_overrides(settings)[0])
+    cases = {
+        "digits": (default, small),
+        "conv": (default, small | {"model.net": "conv"}),
+        "MNIST": (mnist, mnist_overrides(settings)[0]),
+    }
+    packs = ("vmap", "map")
+    if settings.quick:
+        cases, packs = {"digits": (default, small | {"model.width": "4"})}, ("vmap",)
     rows = []
     for name, (module, overrides) in cases.items():
-        for pack in ("vmap", "map"):
+        for pack in packs:
             plan = population_plan(module, overrides, [f"seed=0:{runs}"], pack)
             pool = programs.Programs()
             names = ("chunk", "evaluate_test", "iw_bounds", "gallery")

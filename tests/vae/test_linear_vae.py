@@ -196,7 +196,7 @@ class TestImportanceWeights:
 class TestPrincipalComponents:
     """Oracle 2: training reaches the maximum of probabilistic PCA, which bounds it."""
 
-    DIM, LATENT_DIM, N = 6, 3, 256
+    DIM, LATENT_DIM, N = 6, 3, 128
 
     @pytest.fixture(scope="class")
     @classmethod

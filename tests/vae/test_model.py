@@ -38,6 +38,7 @@ def batch_terms(spec, params, stats, hparams, x, noise, train=True):
     return jax.vmap(one, axis_name="batch", out_axes=(0, None))(x, noise)
 
 
+@functools.partial(jax.jit, static_argnames="spec")
 def mean_loss(spec, params, stats, hparams, x, noise):
     """Mean loss of a batch at the β of `hparams`."""
 

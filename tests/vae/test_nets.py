@@ -55,17 +55,21 @@ def posterior_and_output(spec, params, stats, x, z, train=False):
 @pytest.mark.parametrize("net", ["mlp", "conv"])
 def test_shapes_of_every_combination(net, norm, residual):
     shape = (4, 3, 2) if net == "conv" else (7,)
-    for activation in ACTIVATIONS:
+    # Two activations each, in turn, so that every norm meets all eight: tracing all 192 networks
+    # would take a minute.
+    row = NORMS.index(norm) + RESIDUALS.index(residual)
+    for activation in list(ACTIVATIONS)[2 * (row % 4) :][:2]:
         spec = ModelSpec(
             shape, 3, net, 2, (4, 4), activation, norm, "glorot", residual, "gaussian_pixel"
         )
-        params, stats = shapes(spec)
-        (posterior, output, logvar), new_stats = jax.eval_shape(
-            lambda p, s, spec=spec: posterior_and_output(
-                spec, p, s, jnp.zeros((5, *shape)), jnp.zeros((5, 6, 3)), train=True
-            ),
-            params,
-            stats,
+
+        def initialize_and_apply(spec=spec):
+            start = model.init(spec, HParams(), jax.random.key(0), jnp.zeros(shape))
+            x, z = jnp.zeros((5, *shape)), jnp.zeros((5, 6, 3))
+            return start, posterior_and_output(spec, *start, x, z, train=True)
+
+        (params, stats), ((posterior, output, logvar), new_stats) = jax.eval_shape(
+            initialize_and_apply
         )
         assert posterior.mean.shape == posterior.logvar.shape == (5, 3)
         assert output.shape == logvar.shape == (5, 6, *shape)
@@ -73,10 +77,9 @@ def test_shapes_of_every_combination(net, norm, residual):
         # What training carries from step to step keeps its structure.
         assert jax.tree.structure(new_stats) == jax.tree.structure(stats)
         assert bool(jax.tree.leaves(stats)) == (norm == "batch")
-        gates = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)
-                 if path[-1].key == "gate"]  # fmt: skip
-        # Of the mlp's layers 7-4-4 and 3-4-4, those that keep the width.
-        assert len(gates) == (2 if net == "mlp" and residual == "zero_init" else 0)
+        # Of the mlp's layers 7-4-4 and 3-4-4, those that keep the width have a gate.
+        names = [path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        assert names.count("gate") == (2 if net == "mlp" and residual == "zero_init" else 0)
 
 
 def test_the_activations_are_those_of_the_config():

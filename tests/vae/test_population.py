@@ -8,6 +8,7 @@ import pytest
 
 from tests.vae.building import examples, population
 from vae import random, train
+from vae.data import Examples
 from vae.hparams import HParams, stack
 from vae.spec import ModelSpec, ObjectiveSpec, OptimizerSpec, Spec
 
@@ -219,14 +220,42 @@ class TestDivergence:
         order = random.epoch_order(state.hparams.seed, jnp.int32(step // 3), 29)
         batch = train.batch_at(SGD, DATA, order, jnp.int32(step))
 
-        def loss(params):
-            return train.batch_loss(
-                SGD, DATA.transform, params, state.stats, state.hparams, jnp.int32(step), batch
-            )[0]
+        @jax.jit
+        def loss_and_gradient(state):
+            def loss(params):
+                return train.batch_loss(
+                    SGD, DATA.transform, params, state.stats, state.hparams, jnp.int32(step), batch
+                )[0]
 
-        value, grads = jax.value_and_grad(loss)(state.params)
+            return jax.value_and_grad(loss)(state.params)
+
+        value, grads = loss_and_gradient(state)
         norm = np.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
         assert not (np.isfinite(value) and np.isfinite(norm))
+
+    def test_a_frozen_run_stays_frozen_when_batches_are_good_again(self):
+        # One example is not a number: a run meets it once an epoch, or not at all.
+        bad = Examples(DATA.raw.at[4].set(jnp.nan), DATA.transform)
+        result, states = population(SGD, list(self.RUNS)), []
+        for _ in range(STEPS):
+            states.append(jax.tree.map(jnp.copy, result))
+            result = train.train_chunk(SGD, "vmap", result, bad, 1)
+        meetings = {
+            seed: [
+                step
+                for step in range(STEPS)
+                if 4
+                in random.epoch_order(jnp.uint32(seed), jnp.int32(step // 3), 29)[step % 3 * 8 :][
+                    :8
+                ]
+            ]
+            for seed in range(4)
+        }
+        for i, run in enumerate(self.RUNS):
+            end, interval = run_of(result, i)
+            first = meetings[run.seed][0]
+            assert first < STEPS - 1 and end.diverged_step == interval.count == first
+            assert_same_bits(end.params, run_of(states[first], i)[0].params)
 
     def test_the_others_are_what_they_would_have_been(self, sick):
         healthy = trained(SGD, self.RUNS)

@@ -255,9 +255,7 @@ def test_a_model_that_contradicts_its_data(dataset, changes, message):
 
 
 def test_the_plan_in_words(tmp_path):
-    plan = make(
-        sweep.axis("model.depth", [1, 2]), sweep.axis("optimizer.clip_norm", [None, 1.0])
-    )
+    plan = make(sweep.axis("model.depth", [1, 2]), sweep.axis("optimizer.clip_norm", [None, 1.0]))
     lines = plans.describe(plan, tmp_path).splitlines()
     assert lines[0] == f"4 runs in 2 populations -> {tmp_path}"
     assert lines[1].split() == "model.depth = 1, 2 (structural: compiled apart)".split()

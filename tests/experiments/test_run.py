@@ -4,6 +4,8 @@ import csv
 import hashlib
 import json
 import math
+import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import config as configs
+from experiments import execute, run
 from experiments import plan as plans
 from experiments.population import DeviceData
 from tests.experiments import launch
@@ -83,10 +86,10 @@ def test_what_was_asked_is_recorded(finished):
     assert sweep["axes"] == {"objective.beta": [0.5, 2.0], "seed": [0, 1]}
     overrides = [run["overrides"] for run in sweep["runs"]]
     assert overrides == [{"objective.beta": b, "seed": s} for b in (0.5, 2.0) for s in (0, 1)]
-    for run in sweep["runs"]:
-        own = read_json(finished / "runs" / run["run_id"] / "config.json")
-        assert configs.run_id(own) == run["run_id"]
-        assert own == writers.plain(configs.resolve(base, run["overrides"]))
+    for one in sweep["runs"]:
+        own = read_json(finished / "runs" / one["run_id"] / "config.json")
+        assert configs.run_id(own) == one["run_id"]
+        assert own == writers.plain(configs.resolve(base, one["overrides"]))
 
 
 def test_the_table_has_the_agreed_columns(finished):
@@ -94,7 +97,7 @@ def test_the_table_has_the_agreed_columns(finished):
         header, *lines = csv.reader(file)
     splits = [f"{split}/{name}" for split in ("test", "train_eval") for name in METRICS]
     expected = {"run_id", "status", "objective.beta", "seed", "steps", "wall_s", "gap/elbo"}
-    expected |= {*splits, "test/nll", "test/nll_samples"}
+    expected |= {*splits, "test/nll", "test/nll_samples", "data/fingerprint"}
     expected |= {"diverged/step", "diverged/term", "diverged/layer"}
     assert set(header) == expected
     assert header[:6] == ["run_id", "status", "objective.beta", "seed", "steps", "wall_s"]
@@ -102,9 +105,12 @@ def test_the_table_has_the_agreed_columns(finished):
     order = [run["run_id"] for run in read_json(finished / "sweep.json")["runs"]]
     rows = launch.rows(finished)
     assert list(rows) == order
+    environment = read_json(finished / "environment.json")
     for run_id, row in rows.items():
         assert row["status"] == "ok" and row["steps"] == "200" and row["test/nll_samples"] == "8"
         assert row["diverged/step"] == row["diverged/term"] == row["diverged/layer"] == ""
+        fingerprint = row.pop("data/fingerprint")
+        assert fingerprint == environment["dataset"]["digits"]["fingerprint"][:16]
         number = {k: float(v) for k, v in row.items() if v and k not in ("run_id", "status")}
         assert all(map(math.isfinite, number.values()))
         elbo = -(number["test/rate"] + number["test/distortion"])
@@ -112,6 +118,7 @@ def test_the_table_has_the_agreed_columns(finished):
         gap = number["train_eval/elbo"] - number["test/elbo"]
         assert number["gap/elbo"] == pytest.approx(gap, abs=1e-4)
         result = read_json(finished / "runs" / run_id / "result.json")
+        assert result.pop("data/fingerprint") == fingerprint
         assert {k: v for k, v in row.items() if v} == {
             k: v if isinstance(v, str) else json.dumps(v) for k, v in result.items()
         }
@@ -172,12 +179,12 @@ def test_the_saved_parameters_give_the_reported_numbers_again(finished):
     base, sweep = read_json(finished / "config.json"), read_json(finished / "sweep.json")
     plan = plans.make(base, [run["overrides"] for run in sweep["runs"]], sweep["axes"])
     (population,) = plan.populations
-    run, hparams = population.runs[2], stack(population.hparams()[2:3])
+    third, hparams = population.runs[2], stack(population.hparams()[2:3])
     mean = jnp.asarray(population.dataset.train_mean())
     shapes = jax.eval_shape(lambda h: train.init(population.spec, h, mean), hparams).states
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), shapes)
     tree = checkpoint.restore_tree(
-        finished / "runs" / run.run_id / "params", {"params": state.params, "stats": state.stats}
+        finished / "runs" / third.run_id / "params", {"params": state.params, "stats": state.stats}
     )
     tree = jax.tree.map(jnp.asarray, tree)
     hparams = jax.tree.map(lambda leaf: leaf[0], hparams)
@@ -190,7 +197,7 @@ def test_the_saved_parameters_give_the_reported_numbers_again(finished):
         num_samples=population.evaluation.samples,
         batch_size=64,
     )
-    row = launch.rows(finished)[run.run_id]
+    row = launch.rows(finished)[third.run_id]
     for name in METRICS:
         assert float(found[name]) == pytest.approx(float(row[f"test/{name}"]), rel=METRIC)
 
@@ -246,59 +253,71 @@ def test_a_population_that_is_too_large_is_split(finished, tmp_path):
     base, sweep = read_json(finished / "config.json"), read_json(finished / "sweep.json")
     overrides = [run["overrides"] for run in sweep["runs"]]
 
-    def populations(budget):
-        return plans.make(base, overrides, sweep["axes"], budget=budget, pack="vmap").populations
-
-    one = plans.make(base, overrides[:1], {}, pack="vmap").populations[0].estimate.total
-    budget = next(b for b in range(one, 10 * one, one // 8) if len(populations(b)) == 2)
-    done = launch.run(tmp_path, *launch.SWEEP, f"--memory_gib={budget / 2**30}")
+    # Room for two of the four runs, and not for three.
+    pair = plans.make(base, overrides[:2], {}, budget=2**40, pack="vmap").populations[0]
+    budget = pair.estimate.total
+    done = launch.run(tmp_path, *launch.SWEEP, f"--memory_gib={budget / 2**30!r}")
     assert "4 runs in 2 populations" in done.stdout
     assert "split to fit the memory" in done.stdout
     assert len(list((tmp_path / "populations").iterdir())) == 2
     assert_same_numbers(tmp_path, finished, launch.rows(finished))
+    # Going on with more room keeps the packing, and so the checkpoints.
+    packing = (tmp_path / "populations.json").read_bytes()
+    launch.run(tmp_path, *launch.SWEEP)
+    assert (tmp_path / "populations.json").read_bytes() == packing
 
 
-# One bad run hurts only itself --------------------------------------------------------------------
-
-GOOD = [round(0.001 * (i + 1), 3) for i in range(15)]
-SGD = ("--config.optimizer.name=sgd", "--config.optimizer.momentum=0", "--config.train.steps=60")
+# The report, and the way out ----------------------------------------------------------------------
 
 
-def rates(bad):
-    values = GOOD[:7] + [bad] + GOOD[7:]
-    return (*SGD, f"--sweep=optimizer.learning_rate={','.join(map(str, values))}")
+def test_a_report_is_made_where_it_is_missing_and_only_there(finished, tmp_path, monkeypatch):
+    workdir = shutil.copytree(finished, tmp_path / "results")
+    base, sweep = read_json(workdir / "config.json"), read_json(workdir / "sweep.json")
+    overrides = [run["overrides"] for run in sweep["runs"]]
+    reported = []
+    monkeypatch.setattr(execute, "_report", reported.append)
+    monkeypatch.setattr(execute, "use_persistent_cache", lambda: None)
+
+    def again(report):
+        status = execute.execute(
+            lambda packed: plans.make(base, overrides, sweep["axes"], packed=packed),
+            workdir,
+            stop=lambda: False,
+            checkpoint_seconds=60,
+            report=report,
+        )
+        assert status == 0
+
+    again(report=False)
+    assert reported == []
+    again(report=True)
+    assert reported == [workdir]
+    (workdir / "report.html").write_text("made")
+    again(report=True)
+    assert reported == [workdir]
 
 
-@pytest.fixture(scope="module")
-def sixteen(tmp_path_factory):
-    """Folders of sixteen runs, one of which explodes, and of sixteen of which none does."""
-    folder = tmp_path_factory.mktemp("sixteen")
-    said = launch.run(folder / "bad", *rates(1e6))
-    launch.run(folder / "good", *rates(0.02))
-    return folder / "bad", folder / "good", said
+def test_the_first_signal_asks_and_the_second_one_kills(capsys):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        stop = run._StopOnSignal()
+        assert not stop()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop() and stop.signal == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert "saving first (once more to stop at once)" in capsys.readouterr().err
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
-def test_a_nan_in_one_run_of_sixteen_leaves_the_other_fifteen_alone(sixteen):
-    bad, good, _ = sixteen
-    assert len(launch.rows(bad)) == 16
-    shared = launch.rows(bad).keys() & launch.rows(good).keys()
-    assert len(shared) == 15
-    assert launch.everything(bad, shared) == launch.everything(good, shared)
+def test_ctrl_c_before_anything_has_begun(monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
 
-
-def test_the_bad_run_is_named_with_step_term_and_layer(sixteen):
-    bad, _, said = sixteen
-    rows = launch.rows(bad)
-    (run_id,) = [i for i, row in rows.items() if row["status"] == "diverged"]
-    row = rows[run_id]
-    assert float(row["optimizer.learning_rate"]) == 1e6
-    assert [n for n in row if n.startswith(("test/", "train_eval/", "gap/")) and row[n]] == []
-    # The first update throws every layer, so that the second step meets an exploded encoder.
-    assert row["diverged/step"] == row["steps"] == "1"
-    assert (row["diverged/term"], row["diverged/layer"]) == ("rate", "encoder/scale")
-    assert {row["status"] for i, row in rows.items() if i != run_id} == {"ok"}
-    assert f"1 of 16 runs diverged: {run_id}" in said.stdout
-    # What is left of it: the parameters before the bad step, and no reading, as there was none.
-    assert launch.readings(bad, run_id) == []
-    assert all(np.isfinite(array).all() for array in launch.params(bad, run_id).values())
-    read_json(bad / "runs" / run_id / "result.json")
+    monkeypatch.setattr(run.app, "run", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        run.entry()
+    assert caught.value.code == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "Stopped; nothing had begun.\n"

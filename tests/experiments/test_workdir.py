@@ -6,11 +6,15 @@ import errno
 import fcntl
 import json
 import os
+import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from experiments.workdir import Workdir
+from tests.experiments import launch
 from vae import writers
 from vae.errors import UserError
 
@@ -52,14 +56,13 @@ def test_a_second_holder_is_refused_until_the_first_lets_go(workdir):
 
 
 def test_the_lock_of_a_dead_process_is_none(workdir):
-    child = os.fork() if hasattr(os, "fork") else None
-    if child is None:
-        pytest.skip("no fork")
     workdir.close()
-    if child == 0:
-        Workdir(workdir.path).open()
-        os._exit(0)
-    os.waitpid(child, 0)
+    holder = (
+        "import os, pathlib, signal, sys; from experiments.workdir import Workdir\n"
+        "Workdir(pathlib.Path(sys.argv[1])).open(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    words = [sys.executable, "-c", holder, str(workdir.path)]
+    assert subprocess.run(words, cwd=launch.REPOSITORY).returncode == -signal.SIGKILL
     workdir.open()
 
 

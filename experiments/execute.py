@@ -1,6 +1,5 @@
 """Carries out a plan in a results folder: compile, train, evaluate, write, report."""
 
-import os
 import pathlib
 import shlex
 import signal
@@ -17,13 +16,12 @@ from experiments.progress import Progress
 from experiments.workdir import Workdir
 from vae import writers
 
-_IMPORTED = time.monotonic()
-
 
 def execute(
     make_plan: Callable[..., Plan],
     path: pathlib.Path,
     *,
+    started: float,
     stop: Any,
     checkpoint_seconds: float,
     report: bool,
@@ -32,9 +30,9 @@ def execute(
 
     Args:
       make_plan: packed populations of an earlier execution, or None -> the plan.
+      started: when the process began, by time.monotonic.
       stop: callable; its `signal` says which one asked to stop.
     """
-    started = time.monotonic()
     use_persistent_cache()
     workdir = Workdir(path)
     workdir.open()
@@ -48,7 +46,7 @@ def execute(
             record = environment.describe(plan, environment.command_line())
             workdir.check_data(record["dataset"])
             writers.write_json(path / "environment.json", record)
-            done = _train(plan, todo, workdir, stop, checkpoint_seconds)
+            done = _train(plan, todo, workdir, started, stop, checkpoint_seconds)
             if not done:
                 return _say_how_to_go_on(stop)
         rows = workdir.write_results(plan.runs, list(plan.axes))
@@ -60,7 +58,14 @@ def execute(
         workdir.close()
 
 
-def _train(plan: Plan, todo: list, workdir: Workdir, stop: Any, checkpoint_seconds: float) -> bool:
+def _train(
+    plan: Plan,
+    todo: list,
+    workdir: Workdir,
+    started: float,
+    stop: Any,
+    checkpoint_seconds: float,
+) -> bool:
     """Trains the populations that lack results, one after the other; False when stopped."""
     programs = Programs()
     tensorboard = writers.TensorBoard(workdir.path / "tensorboard")
@@ -94,19 +99,8 @@ def _train(plan: Plan, todo: list, workdir: Workdir, stop: Any, checkpoint_secon
         progress.close()
         programs.close()
     if first_step:
-        seconds = _process_seconds() - (time.monotonic() - first_step)
-        print(f"First step after {seconds:.1f} s: start-up and compiling.")
+        print(f"First step after {first_step - started:.1f} s: start-up and compiling.")
     return True
-
-
-def _process_seconds() -> float:
-    """Seconds since this process started; where the system does not say, since it imported this."""
-    try:
-        fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        uptime = float(pathlib.Path("/proc/uptime").read_text().split()[0])
-        return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return time.monotonic() - _IMPORTED
 
 
 def _say_how_to_go_on(stop: Any) -> int:

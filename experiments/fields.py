@@ -3,8 +3,8 @@
 ``FIELDS`` is the one place that says, for every dotted name, its type, its range or choices,
 whether null is allowed, and its kind:
 
-* *numeric*: ``hparam`` names the traced leaf of ``vae.hparams.HParams`` that carries it, so that runs
-  which differ only in such fields train in one compiled program;
+* *numeric*: ``hparam`` names the traced leaf of ``vae.hparams.HParams`` that carries it, so that
+  runs which differ only in such fields train in one compiled program;
 * *structural*: ``hparam`` is None. The value is static, so each distinct value is a group.
 
 Meaning, unit and default of each field stand in ``configs/default.py``.

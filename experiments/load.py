@@ -34,8 +34,6 @@ def load_run(folder: pathlib.Path) -> LoadedRun:
     spec, dataset = population.spec, population.dataset
     (hparams,) = population.hparams()
     mean = jnp.asarray(dataset.train_mean())
-    params, stats = jax.eval_shape(
-        lambda: model.init(spec.model, hparams, jax.random.key(0), mean)
-    )
+    params, stats = jax.eval_shape(lambda: model.init(spec.model, hparams, jax.random.key(0), mean))
     tree = checkpoint.restore_tree(folder / "params", {"params": params, "stats": stats})
     return LoadedRun(spec, hparams, dataset, tree["params"], tree["stats"])

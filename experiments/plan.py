@@ -1,7 +1,7 @@
 """From a config and a sweep to populations: which runs share a compiled program.
 
-    config + overrides -> Run (resolved config, run_id)
-    runs with equal structural fields -> one group -> one or, if memory is short, more populations
+config + overrides -> Run (resolved config, run_id)
+runs with equal structural fields -> one group -> one or, if memory is short, more populations
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Trains one population from wherever it stands to its results on disk.
 
-    1. restore the newest intact checkpoint, or initialise;
-    2. train to the next reading, a multiple of `eval.every`; read; perhaps write a checkpoint;
-    3. at the end: train_eval/*, nll, pictures; one folder a run, `result.json` last.
+1. restore the newest intact checkpoint, or initialise;
+2. train to the next reading, a multiple of `eval.every`; read; perhaps write a checkpoint;
+3. at the end: train_eval/*, nll, pictures; one folder a run, `result.json` last.
 """
 
 import pathlib
@@ -265,9 +265,7 @@ class Trainer:
             bounds.append(np.asarray(part)[:, : count - start])
         return -np.concatenate(bounds, axis=1).astype(np.float64).mean(axis=1)
 
-    def _result(
-        self, i: int, state: train.TrainState, scalars: dict[str, float]
-    ) -> dict[str, Any]:
+    def _result(self, i: int, state: train.TrainState, scalars: dict[str, float]) -> dict[str, Any]:
         """The row of run i in results.csv; a diverged run has its cause in place of numbers."""
         run = self._plan.runs[i]
         row: dict[str, Any] = {"run_id": run.run_id, "status": "ok", **run.overrides}

@@ -12,6 +12,7 @@ import os
 import pathlib
 import signal
 import sys
+import time
 from collections.abc import Sequence
 
 from absl import app, flags, logging
@@ -19,6 +20,8 @@ from absl import app, flags, logging
 from experiments import config as configs
 from experiments import sweep as sweeps
 from vae.errors import UserError
+
+_STARTED = time.monotonic()
 
 _CONFIG = flags.DEFINE_string("config", None, "The config file, such as configs/default.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The results folder; made where it is absent.")
@@ -74,6 +77,7 @@ def main(argv: Sequence[str], overrides: Sequence[tuple[str, str]]) -> int:
     return execute.execute(
         make_plan,
         workdir,
+        started=_STARTED,
         stop=stop,
         checkpoint_seconds=_CHECKPOINT.value,
         report=_REPORT.value,

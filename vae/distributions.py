@@ -35,7 +35,7 @@ def bernoulli_log_prob(x: jax.Array, logits: jax.Array) -> jax.Array:
       A scalar, in nats.
     """
     # Flat, because XLA's CPU backend reduces the short trailing axes of images half as fast; and
-    # softplus in its plain stable form, which costs a third of `jax.nn.softplus` (it looks for NaN).
+    # softplus in its plain stable form, at a third of the cost of `jax.nn.softplus` (it seeks NaN).
     x, logits = x.reshape(-1), logits.reshape(-1)
     softplus = jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
     return jnp.sum(x * logits - softplus)

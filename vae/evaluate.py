@@ -56,7 +56,7 @@ def _batch_moments(values: jax.Array, weights: jax.Array) -> _Moments:
 
 
 def _batches(num_examples: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """Indices [batches, B] that cover all examples, and weights: 0 where the last batch is padded."""
+    """Indices [batches, B] that cover all examples, and weights: 0 where the last is padded."""
     num_batches = -(-num_examples // batch_size)
     index = jnp.arange(num_batches * batch_size).reshape(num_batches, batch_size)
     return jnp.minimum(index, num_examples - 1), (index < num_examples).astype(jnp.float32)
@@ -148,9 +148,7 @@ def iw_bounds_run(
         posterior, _ = model.encode(spec, params, stats, x, train=False)
 
         def body(log_sum, number):
-            noise = jax.random.normal(
-                jax.random.fold_in(rng, number), (chunk, spec.latent_dim)
-            )
+            noise = jax.random.normal(jax.random.fold_in(rng, number), (chunk, spec.latent_dim))
             terms, _ = model.terms_given(
                 spec, params, stats, state.hparams, x, posterior, noise, train=False
             )

@@ -34,9 +34,7 @@ def gallery_run(
     params, stats = state.eval_params, state.stats
 
     def decode(z):
-        output, _, _ = model.decode(
-            spec, params, stats, z, state.hparams.sigma, train=False
-        )
+        output, _, _ = model.decode(spec, params, stats, z, state.hparams.sigma, train=False)
         return LIKELIHOODS[spec.likelihood].mean(output)
 
     def mean_of(raw):

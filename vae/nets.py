@@ -108,7 +108,8 @@ class Conv(nn.Module):
         patches = [
             h[i : i + rows : stride, j : j + columns : stride] for i in range(k) for j in range(k)
         ]
-        return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, self.features) + bias[None, None]
+        matrix = kernel.reshape(-1, self.features)
+        return jnp.concatenate(patches, axis=-1) @ matrix + bias[None, None]
 
 
 class ConvLayer(nn.Module):

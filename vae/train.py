@@ -71,7 +71,7 @@ class Interval:
 
 @struct.dataclass
 class Population:
-    """R runs of one spec: `step` is a scalar, all leaves of `states` and `interval` are [R, ...]."""
+    """R runs of one spec: `step` is a scalar, leaves of `states` and `interval` are [R, ...]."""
 
     step: jax.Array
     states: TrainState
@@ -181,9 +181,7 @@ def train_step(
     """
     hparams = state.hparams
     (loss, (metrics, stats)), grads = jax.value_and_grad(
-        lambda params: batch_loss(
-            spec, transform, params, state.stats, hparams, state.step, batch
-        ),
+        lambda params: batch_loss(spec, transform, params, state.stats, hparams, state.step, batch),
         has_aux=True,
     )(state.params)
 
@@ -202,15 +200,11 @@ def train_step(
         spec.optimizer, hparams, grads, state.opt_state, state.params, jnp.where(good, loss, 0)
     )
     lr = schedules.learning_rate(spec.optimizer.schedule, state.step, hparams)
-    params = jax.tree.map(
-        lambda p, d: p + jnp.where(good, -lr * d, 0), state.params, directions
-    )
+    params = jax.tree.map(lambda p, d: p + jnp.where(good, -lr * d, 0), state.params, directions)
     average = state.ema
     if average is not None:
         average = jax.tree.map(
-            lambda a, p: jnp.where(
-                good, optimizers.ema(a, p, hparams.ema_decay, state.step), a
-            ),
+            lambda a, p: jnp.where(good, optimizers.ema(a, p, hparams.ema_decay, state.step), a),
             average,
             params,
         )
@@ -302,10 +296,8 @@ def _train_chunk(
     return Population(step=population.step + num_steps, states=states, interval=interval)
 
 
-train_chunk = jax.jit(
-    _train_chunk, static_argnames=("spec", "pack"), donate_argnames="population"
-)
-train_chunk.__doc__ = """`num_steps` (int32) steps of every run; the population passed in is donated.
+train_chunk = jax.jit(_train_chunk, static_argnames=("spec", "pack"), donate_argnames="population")
+train_chunk.__doc__ = """`num_steps` (int32) steps of every run; the population given is donated.
 
 `population.interval` gathers from where it stood: start a reading with `reset_interval`.
 """

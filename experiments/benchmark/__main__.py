@@ -13,7 +13,7 @@ import pathlib
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from experiments.environment import PACKAGES
 from vae import writers
 from vae.errors import UserError
 
-BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
+BENCHMARKS: dict[str, Callable[[Settings], Iterable[Row]]] = {
     "step": library.step,
     "dispatch": library.dispatch,
     "processes": commands.processes,
@@ -84,11 +84,12 @@ def main(argv: Sequence[str]) -> None:
     rows = []
     for name in names:
         start = time.perf_counter()
-        rows += BENCHMARKS[name](settings)
+        for row in BENCHMARKS[name](settings):
+            rows.append(row)
+            if _JSON.value:  # after each, so that an interrupt loses little
+                content = {"machine": found, "rows": [r.as_dict() for r in rows]}
+                writers.write_json(pathlib.Path(_JSON.value), content)
         print(f"{name}: measured in {time.perf_counter() - start:.0f} s", file=sys.stderr)
-        if _JSON.value:  # after each, so that an interrupt loses little
-            content = {"machine": found, "rows": [row.as_dict() for row in rows]}
-            writers.write_json(pathlib.Path(_JSON.value), content)
     print(table(rows))
 
 

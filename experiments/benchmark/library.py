@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -177,9 +177,8 @@ def _single_steps(plan: PopulationPlan) -> Callable[[int], None]:
     return run
 
 
-def packing(settings: Settings) -> list[Row]:
+def packing(settings: Settings) -> Iterator[Row]:
     """Runs together (vmap) against runs in turn (map): the measurement behind MAP_FROM_PARAMS."""
-    rows = []
     nets = {"mlp": {}, "conv": {"model.net": "conv"}} if not settings.quick else {"mlp": {}}
     widths = settings.pick({"mlp": WIDTHS, "conv": (16,)}, {"mlp": (4,)})
     for runs in settings.pick(RUNS, (2,)):
@@ -195,21 +194,18 @@ def packing(settings: Settings) -> list[Row]:
                 found = ratio(seconds["vmap"], seconds["map"])
                 points.append((plan.num_params, found["value"]))
                 each = {pack: f"{1e6 * np.median(s) / runs:.0f}" for pack, s in seconds.items()}
-                rows.append(
-                    Row(
-                        "packing",
-                        f"{net} of width {width}, {runs} runs: vmap / map",
-                        **found,
-                        unit="ratio",
-                        note=f"{plan.num_params:,} parameters; {each['vmap']} and {each['map']} µs "
-                        "a run and step",
-                    )
+                yield Row(
+                    "packing",
+                    f"{net} of width {width}, {runs} runs: vmap / map",
+                    **found,
+                    unit="ratio",
+                    note=f"{plan.num_params:,} parameters; {each['vmap']} and {each['map']} µs "
+                    "a run and step",
                 )
             if net == "mlp" and (crossing := _crossing(points)) is not None:
                 what = f"{net}, {runs} runs: parameters where map overtakes vmap"
                 note = "linear in the logarithms between widths; plan.MAP_FROM_PARAMS"
-                rows.append(Row("packing", what, crossing, unit="", note=note))
-    return rows
+                yield Row("packing", what, crossing, unit="", note=note)
 
 
 def _crossing(points: Sequence[tuple[int, float]]) -> float | None:

@@ -26,7 +26,7 @@ TARGETS = {
 
 @pytest.mark.parametrize("name", ["step", "dispatch", "packing", "nll"])
 def test_library_benchmarks_run(name):
-    rows = main.BENCHMARKS[name](QUICK)
+    rows = list(main.BENCHMARKS[name](QUICK))
     assert {row.what for row in rows if row.target} == TARGETS.get(name, set())
     for row in rows:
         assert row.benchmark == name and np.isfinite(row.value) and row.value > 0

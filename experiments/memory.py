@@ -9,15 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import data, train
+from vae import data, gallery, train
 from vae.hparams import HParams, stack
 from vae.nets import NETS
 from vae.spec import ModelSpec, Spec
 
-# Rows (examples × samples) decoded at once by an evaluation, on a CPU and on an accelerator: small
-# enough for the caches of the one, large enough to fill the other.
-EVAL_ROWS = {"cpu": 4096}
-EVAL_ROWS_ACCELERATOR = 2**16
+# Rows (examples × samples) decoded at once by an evaluation, and the bytes that they may take, on a
+# CPU and on an accelerator: small enough for the caches of the one, large enough to fill the other.
+EVAL_ROWS, EVAL_BYTES = {"cpu": 4096}, {"cpu": 2**28}
+EVAL_ROWS_ACCELERATOR, EVAL_BYTES_ACCELERATOR = 2**16, 2**32
+
+# Images that a run shows, in all: originals, reconstructions, samples, traversals.
+PICTURES = (
+    2 * gallery.NUM_IMAGES + gallery.NUM_SAMPLES + gallery.NUM_TRAVERSED * len(gallery.TRAVERSAL)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,35 +71,58 @@ def num_params(spec: Spec) -> int:
 
 def values_per_example(spec: ModelSpec) -> tuple[int, int]:
     """Numbers that (encoder and input, one decoded sample) of one example hold at once."""
-    hidden = NETS[spec.net].hidden_values(spec)
+    net = NETS[spec.net]
+    hidden = net.hidden_values(spec)
+    encoder, decoder = net.patches(spec)
     # Each hidden layer keeps its sum and its activation, and the output its logits and the terms
     # of the likelihood. Twice, because back-propagation holds gradients beside them.
-    return 2 * (2 * hidden + 2 * spec.num_values), 2 * (2 * hidden + 4 * spec.num_values)
+    return (
+        2 * (2 * hidden + 2 * spec.num_values + encoder),
+        2 * (2 * hidden + 4 * spec.num_values + decoder),
+    )
 
 
-def eval_batch(rows_per_example: int, together: int) -> int:
+def _eval_rows(spec: ModelSpec) -> int:
+    backend = jax.default_backend()
+    _, decoded = values_per_example(spec)
+    most = EVAL_BYTES.get(backend, EVAL_BYTES_ACCELERATOR) // (4 * decoded)
+    return max(1, min(EVAL_ROWS.get(backend, EVAL_ROWS_ACCELERATOR), most))
+
+
+def eval_batch(spec: ModelSpec, rows_per_example: int, together: int) -> int:
     """Examples in one evaluation batch, for so many rows of each and so many runs together."""
-    rows = EVAL_ROWS.get(jax.default_backend(), EVAL_ROWS_ACCELERATOR)
-    return max(1, min(512, rows // (rows_per_example * together)))
+    return max(1, min(512, _eval_rows(spec) // (rows_per_example * together)))
 
 
 def estimate(
-    spec: Spec, dataset: data.Dataset, train_limit: int, *, num_runs: int, pack: str
+    spec: Spec,
+    dataset: data.Dataset,
+    train_limit: int,
+    *,
+    rows_per_example: int,
+    num_runs: int,
+    pack: str,
 ) -> Estimate:
-    """Bytes on the device for a population of `num_runs` runs."""
+    """Bytes on the device for a population of `num_runs` runs.
+
+    Args:
+      train_limit: training examples that are evaluated. rows_per_example: samples of one example
+        that an evaluation decodes at once.
+    """
     shapes = _shapes(spec)
     encoded, decoded = values_per_example(spec.model)
     together = num_runs if pack == "vmap" else 1
     example = (encoded + spec.objective.samples * decoded) * 4
-    rows = EVAL_ROWS.get(jax.default_backend(), EVAL_ROWS_ACCELERATOR)
-    pictures = 200 * math.prod(spec.model.example_shape) * 4
+    rows = max(_eval_rows(spec.model), together * rows_per_example)
+    looked_at = min(dataset.num_test, gallery.NUM_LATENTS) * encoded + PICTURES * decoded
+    pictures = PICTURES * math.prod(spec.model.example_shape) * 4
     item = dataset.train.dtype.itemsize * math.prod(dataset.example_shape)
     order = 4 * dataset.num_train  # of an epoch, int32
     return Estimate(
         data=item * (dataset.num_train + dataset.num_test + train_limit),
         state=num_runs * (2 * _bytes(shapes) + 2 * _bytes(shapes.params)),
         activations=together * (spec.batch_size * example + 3 * order),
-        evaluation=max(rows, together) * decoded * 4 + num_runs * pictures,
+        evaluation=4 * max(rows * decoded, together * looked_at) + num_runs * pictures,
     )
 
 

@@ -18,6 +18,7 @@ from experiments import memory
 from experiments.fields import FIELDS, show
 from vae import data
 from vae.errors import UserError
+from vae.evaluate import IW_CHUNK
 from vae.hparams import HParams
 from vae.likelihoods import LIKELIHOODS
 from vae.nets import NETS
@@ -25,7 +26,7 @@ from vae.spec import ModelSpec, ObjectiveSpec, OptimizerSpec, Spec
 
 # On a CPU, matrices of this many parameters in all fill the cores by themselves: runs then go one
 # after the other. `python -m experiments.benchmark packing` prints the measurement behind it.
-MAP_FROM_PARAMS = 100_000
+MAP_FROM_PARAMS = 600_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +161,14 @@ def _pack_group(
         pack = "map" if heavy and jax.default_backend() == "cpu" else "vmap"
 
     def estimate(num_runs: int) -> memory.Estimate:
-        limit = evaluation.train_limit
-        return memory.estimate(spec, dataset, limit, num_runs=num_runs, pack=pack)
+        return memory.estimate(
+            spec,
+            dataset,
+            evaluation.train_limit,
+            rows_per_example=max(evaluation.samples, min(evaluation.iw_samples, IW_CHUNK)),
+            num_runs=num_runs,
+            pack=pack,
+        )
 
     per_run = estimate(1)
     if per_run.total > budget:

@@ -167,7 +167,7 @@ def _signature(name: str, plan: PopulationPlan) -> tuple[Any, tuple[Any, ...], i
     count = evaluation.train_limit if split == "train" else dataset.num_test
     examples = _evaluation_examples(dataset, count)
     if name.startswith("evaluate"):
-        batch_size = memory.eval_batch(evaluation.samples, together)
+        batch_size = memory.eval_batch(spec.model, evaluation.samples, together)
         static = (spec.model, plan.pack, evaluation.samples, min(batch_size, count))
         readings = 2 + plan.num_steps // evaluation.every
         level = _level(plan, readings * count * evaluation.samples)
@@ -185,7 +185,7 @@ def _signature(name: str, plan: PopulationPlan) -> tuple[Any, tuple[Any, ...], i
 def _iw_batch(plan: PopulationPlan) -> int:
     chunk = min(evaluate.IW_CHUNK, plan.evaluation.iw_samples)
     together = len(plan.runs) if plan.pack == "vmap" else 1
-    return min(memory.eval_batch(chunk, together), plan.dataset.num_test)
+    return min(memory.eval_batch(plan.spec.model, chunk, together), plan.dataset.num_test)
 
 
 def iw_block(plan: PopulationPlan) -> int:

@@ -197,6 +197,15 @@ def _conv_values(spec: ModelSpec) -> int:
     return sum(h * w * c for (h, w), c in zip(sizes, spec.widths, strict=True))
 
 
+def _conv_patches(spec: ModelSpec) -> tuple[int, int]:
+    """Kernel area × channels read, at every place written: going down, and going up to the head."""
+    areas = [h * w for h, w in conv_sizes(spec)]
+    read = [spec.example_shape[-1], *spec.widths]
+    down = sum(16 * area * c for area, c in zip(areas[1:], read[:-1], strict=True))
+    up = sum(9 * area * c for area, c in zip(areas[:-1], read[1:], strict=True))
+    return down, up + 9 * areas[0] * read[1]
+
+
 class Net(NamedTuple):
     """One architecture: a row of `NETS`.
 
@@ -205,17 +214,19 @@ class Net(NamedTuple):
       decode: (spec, z [d], train) -> a function that makes an output head of a given name, [*x].
       hidden_values: spec -> numbers in the hidden layers of one example, for memory estimates.
       images: whether it convolves: examples must be [H, W, C], and one run is much work.
+      patches: spec -> numbers in the patches of (encoder, decoder) for one example, see `Conv`.
     """
 
     encode: Callable[[ModelSpec, jax.Array, bool], jax.Array]
     decode: Callable[[ModelSpec, jax.Array, bool], Head]
     hidden_values: Callable[[ModelSpec], int]
     images: bool = False
+    patches: Callable[[ModelSpec], tuple[int, int]] = lambda spec: (0, 0)
 
 
 NETS: dict[str, Net] = {
     "mlp": Net(_mlp_encode, _mlp_decode, lambda spec: sum(spec.widths)),
-    "conv": Net(_conv_encode, _conv_decode, _conv_values, images=True),
+    "conv": Net(_conv_encode, _conv_decode, _conv_values, images=True, patches=_conv_patches),
 }
 
 

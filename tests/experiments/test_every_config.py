@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import time
 import types
 
 import jax
@@ -81,7 +82,12 @@ def test_one_step_of_its_first_run(path, request, tmp_path, monkeypatch):
             return False
 
     status = execute.execute(
-        make_plan, pathlib.Path(tmp_path), stop=Never(), checkpoint_seconds=60, report=False
+        make_plan,
+        pathlib.Path(tmp_path),
+        started=time.monotonic(),
+        stop=Never(),
+        checkpoint_seconds=60,
+        report=False,
     )
     assert status == 0
     (run,) = make_plan(None).runs

@@ -282,6 +282,7 @@ def test_a_report_is_made_where_it_is_missing_and_only_there(finished, tmp_path,
         status = execute.execute(
             lambda packed: plans.make(base, overrides, sweep["axes"], packed=packed),
             workdir,
+            started=0.0,
             stop=lambda: False,
             checkpoint_seconds=60,
             report=report,

@@ -5,7 +5,8 @@ size of the dataset, nor with K. The noise of an example is a function of (seed,
 the same at each evaluation, so that curves show the model and not the draw.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from vae import model, objectives, packing, random
 from vae.data import Examples, prepare
 from vae.spec import ModelSpec
-from vae.train import Population, TrainState
+from vae.train import TrainState
 
 # A latent dimension is active when the variance over x of its posterior mean exceeds this:
 # Burda et al. 2016, section 5.2.
@@ -185,62 +186,26 @@ def iw_bound_run(
     return jnp.mean(bounds)
 
 
-def _evaluate(
-    spec: ModelSpec,
-    pack: str,
-    num_samples: int,
-    batch_size: int,
-    population: Population,
-    examples: Examples,
-    split: jax.Array,
-) -> dict[str, jax.Array]:
-    def one(state):
-        return evaluate_run(
-            spec, examples, split, state, num_samples=num_samples, batch_size=batch_size
-        )
+def _of_each_run(function: Callable[..., Any], doc: str) -> Any:
+    """A jitted function of a population from one of a run, with a leading axis [R]."""
 
-    return packing.over_runs(one, pack, population.states)
+    def apply(spec, pack, num_samples, batch_size, population, examples, *which):
+        def one(state):
+            return function(
+                spec, examples, *which, state, num_samples=num_samples, batch_size=batch_size
+            )
 
+        return packing.over_runs(one, pack, population.states)
 
-def _iw_bound(
-    spec: ModelSpec,
-    pack: str,
-    num_samples: int,
-    batch_size: int,
-    population: Population,
-    examples: Examples,
-    split: jax.Array,
-) -> jax.Array:
-    def one(state):
-        return iw_bound_run(
-            spec, examples, split, state, num_samples=num_samples, batch_size=batch_size
-        )
-
-    return packing.over_runs(one, pack, population.states)
+    jitted = jax.jit(apply, static_argnames=("spec", "pack", "num_samples", "batch_size"))
+    jitted.__doc__ = doc
+    return jitted
 
 
-def _iw_bounds(
-    spec: ModelSpec,
-    pack: str,
-    num_samples: int,
-    batch_size: int,
-    population: Population,
-    examples: Examples,
-    split: jax.Array,
-    index: jax.Array,
-) -> jax.Array:
-    def one(state):
-        return iw_bounds_run(
-            spec, examples, split, index, state, num_samples=num_samples, batch_size=batch_size
-        )
-
-    return packing.over_runs(one, pack, population.states)
-
-
-_STATIC = ("spec", "pack", "num_samples", "batch_size")
-evaluate = jax.jit(_evaluate, static_argnames=_STATIC)
-evaluate.__doc__ = "`evaluate_run` of each run: values with a leading axis [R]."
-iw_bound = jax.jit(_iw_bound, static_argnames=_STATIC)
-iw_bound.__doc__ = "`iw_bound_run` of each run, [R]."
-iw_bounds = jax.jit(_iw_bounds, static_argnames=_STATIC)
-iw_bounds.__doc__ = "`iw_bounds_run` of each run, [R, n]: for a part of the examples at a time."
+# All are called as (spec, pack, num_samples, batch_size, population, examples, split), the last
+# with the index of the examples after the split.
+evaluate = _of_each_run(evaluate_run, "`evaluate_run` of each run: values with an axis [R].")
+iw_bound = _of_each_run(iw_bound_run, "`iw_bound_run` of each run, [R].")
+iw_bounds = _of_each_run(
+    iw_bounds_run, "`iw_bounds_run` of each run, [R, n]: for a part of the examples at a time."
+)

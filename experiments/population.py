@@ -24,10 +24,9 @@ from vae.data import Examples
 from vae.evaluate import SPLITS
 from vae.hparams import stack
 
-# A dispatch lasts about this long, so that progress is seen and Ctrl-C is heard; not shorter,
-# because each draws the order of its epoch anew, a sort of all training examples. Its length does
-# not change the numbers: a reading is a running mean over whatever dispatches it took.
-DISPATCH_SECONDS = 2.0
+# A dispatch lasts about this long, so that progress is seen and Ctrl-C is heard. Its length changes
+# no number: a reading is a running mean over whatever dispatches it took.
+DISPATCH_SECONDS = 0.5
 
 
 class Stopped(Exception):

@@ -124,7 +124,7 @@ class Programs:
         key = (function, str(jax.tree.structure(shapes)), *jax.tree.leaves(shapes))
         key = tuple((k.shape, k.dtype) if isinstance(k, jax.ShapeDtypeStruct) else k for k in key)
         if key not in self._futures:
-            self._futures[key] = self._pool.submit(_compile, function, shapes, level)
+            self._futures[key] = self._pool.submit(compiled, function, shapes, level)
         return self._futures[key]
 
 
@@ -134,7 +134,8 @@ def _shape(value: Any) -> Any:
     return value
 
 
-def _compile(function: Callable[..., Any], arguments: tuple[Any, ...], level: int) -> Program:
+def compiled(function: Callable[..., Any], arguments: tuple[Any, ...], level: int) -> Program:
+    """A jitted function compiled for arguments, or shapes, at an optimisation level of the CPU."""
     options = None
     if jax.default_backend() == "cpu":
         options = {"xla_backend_optimization_level": level}

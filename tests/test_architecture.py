@@ -14,6 +14,7 @@ LIBRARY = (
     "vae.errors",
     "vae.spec",
     "vae.hparams",
+    "vae.prng",
     "vae.random",
     "vae.packing",
     "vae.layers",

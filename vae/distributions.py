@@ -34,11 +34,25 @@ def bernoulli_log_prob(x: jax.Array, logits: jax.Array) -> jax.Array:
     Returns:
       A scalar, in nats.
     """
-    # Flat, because XLA's CPU backend reduces the short trailing axes of images half as fast; and
-    # softplus in its plain stable form, at a third of the cost of `jax.nn.softplus` (it seeks NaN).
-    x, logits = x.reshape(-1), logits.reshape(-1)
-    softplus = jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
-    return jnp.sum(x * logits - softplus)
+    # Flat, because XLA's CPU backend reduces the short trailing axes of images half as fast.
+    return jnp.sum(_bernoulli(x.reshape(-1), logits.reshape(-1)))
+
+
+@jax.custom_jvp
+def _bernoulli(x: jax.Array, logits: jax.Array) -> jax.Array:
+    """x·l − softplus(l), elementwise.
+
+    log(1 + e), not log1p(e), which takes twice as long: in float32 it is off by at most 6e-8 nats
+    for 0 < e ≤ 1, half an ulp of the 1; over MNIST's 784 pixels that is at most 5e-5 nats.
+    """
+    return x * logits - jnp.maximum(logits, 0) - jnp.log(1 + jnp.exp(-jnp.abs(logits)))
+
+
+# Its own derivative, so that back-propagation computes one sigmoid and keeps nothing.
+_bernoulli.defjvps(
+    lambda t, out, x, logits: t * logits,
+    lambda t, out, x, logits: t * (x - jax.nn.sigmoid(logits)),
+)
 
 
 def kl_standard_normal(mean: jax.Array, logvar: jax.Array) -> jax.Array:

@@ -65,11 +65,8 @@ def diagnose(spec: Spec, examples: Examples, state: TrainState) -> Provenance:
 @functools.partial(jax.jit, static_argnames="spec")
 def _replay(spec: Spec, examples: Examples, state: TrainState):
     """Which outputs (by layer name), terms (by name) and gradients ([L]) of the step are finite."""
-    num_examples = examples.raw.shape[0]
     step = state.diverged_step
-    epoch = step // (num_examples // spec.batch_size)
-    order = random.epoch_order(state.hparams.seed, epoch, num_examples)
-    batch = batch_at(spec, examples, order, step)
+    batch = batch_at(spec, examples, state.hparams.seed, step)
     (loss, (metrics, _)), grads = jax.value_and_grad(
         lambda params: batch_loss(
             spec, examples.transform, params, state.stats, state.hparams, step, batch

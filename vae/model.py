@@ -84,7 +84,12 @@ def decode(
         )
         return (output, logvar), updated.get("batch_stats", {})
 
-    (output, logvar), updated = jax.vmap(one, axis_name="sample", out_axes=(0, None))(z)
+    # A single sample is not mapped over: the axis is there by its name alone. With an axis of one,
+    # XLA's CPU backend would transpose what the gradients are products of.
+    mapped, in_axes = (z[0], None) if len(z) == 1 else (z, 0)
+    (output, logvar), updated = jax.vmap(
+        one, in_axes, out_axes=(0, None), axis_name="sample", axis_size=len(z)
+    )(mapped)
     if spec.likelihood == "gaussian":
         logvar = 2 * jnp.log(jnp.asarray(sigma, z.dtype))
     elif spec.likelihood == "gaussian_shared":

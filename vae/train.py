@@ -241,11 +241,20 @@ def _record(interval: Interval, metrics: dict[str, jax.Array]) -> Interval:
     )
 
 
-def batch_at(spec: Spec, data: Examples, order: jax.Array, step: jax.Array) -> Batch:
-    """The batch of a step, given its epoch's order; the last N mod B of an order are left out."""
-    position = step % (data.raw.shape[0] // spec.batch_size)
-    index = jax.lax.dynamic_slice_in_dim(order, position * spec.batch_size, spec.batch_size)
-    return Batch(data.raw[index], index)
+def batch_at(spec: Spec, data: Examples, seed: jax.Array, step: jax.Array) -> Batch:
+    """The batch of a step: a function of (seed, step) alone.
+
+    Each epoch has an order of its own, of which the last N mod B examples are left out.
+    """
+    num_examples = data.raw.shape[0]
+    epoch, batch = jnp.divmod(step, num_examples // spec.batch_size)
+    rng = jax.random.fold_in(random.stream(seed, random.ORDER), epoch)
+    position = batch * spec.batch_size + jnp.arange(spec.batch_size, dtype=jnp.int32)
+    index = random.shuffled(rng, position, num_examples)
+    # As rows, and without a check of the indices, which are within bounds: on a CPU, three times as
+    # fast as `data.raw[index]`.
+    rows = data.raw.reshape(num_examples, -1).at[index].get(mode="promise_in_bounds")
+    return Batch(rows.reshape(-1, *data.raw.shape[1:]), index)
 
 
 def train_run(
@@ -259,29 +268,16 @@ def train_run(
     """`num_steps` steps of one run from `step` on.
 
     A loop over steps inside the program, of a length known at run time: one program serves any
-    number of steps. The order of an epoch is drawn where the epoch begins (or where the loop
-    enters it), from (seed, epoch). `step` is not vmapped, so that this stays a branch under vmap.
+    number of steps. `step` is not vmapped, so that runs share what depends on it alone.
     """
-    num_examples = data.raw.shape[0]
-    steps_per_epoch = num_examples // spec.batch_size
 
     def body(i, carry):
-        state, interval, order, order_epoch = carry
-        epoch = (step + i) // steps_per_epoch
-        order = jax.lax.cond(
-            epoch == order_epoch,
-            lambda: order,
-            lambda: random.epoch_order(state.hparams.seed, epoch, num_examples),
-        )
-        state, metrics = train_step(
-            spec, data.transform, state, batch_at(spec, data, order, step + i)
-        )
-        return state, _record(interval, metrics), order, epoch
+        state, interval = carry
+        batch = batch_at(spec, data, state.hparams.seed, step + i)
+        state, metrics = train_step(spec, data.transform, state, batch)
+        return state, _record(interval, metrics)
 
-    order = jnp.zeros(num_examples, jnp.int32)
-    carry = (state, interval, order, -jnp.ones((), jnp.int32))
-    state, interval, _, _ = jax.lax.fori_loop(0, num_steps, body, carry)
-    return state, interval
+    return jax.lax.fori_loop(0, num_steps, body, (state, interval))
 
 
 def _train_chunk(

@@ -17,7 +17,7 @@ from experiments import sweep as sweeps
 from experiments.benchmark import products
 from experiments.benchmark.measure import Row, Settings, in_turns, ratio, spread
 from experiments.plan import PopulationPlan
-from vae import random, train
+from vae import train
 from vae.data import Examples
 from vae.evaluate import SPLITS
 from vae.hparams import stack
@@ -90,7 +90,7 @@ def step(settings: Settings) -> list[Row]:
     functions: dict[str, Callable[[int], Any]] = {"products": _products(plan)}
     for name, fields in variants.items():
         functions[name] = Training(population_plan(mnist, fields))
-    # An epoch in one dispatch, about as the launcher does it: the sort that draws its order is in.
+    # An epoch in one dispatch, about as the launcher does it.
     seconds = in_turns(functions, settings.pick(EPOCH, 2), settings.pick(9, 2))
     model = plan.spec.model
     sizes = (plan.spec.batch_size, model.num_values, model.widths[0], model.latent_dim)
@@ -120,7 +120,7 @@ def _products(plan: PopulationPlan) -> Callable[[int], Any]:
     weights = products.weights(model.num_values, model.widths[0], model.latent_dim)
     x = np.random.default_rng(1).random((plan.spec.batch_size, model.num_values)) < 0.13
     arguments = (weights, jnp.asarray(x, jnp.float32))
-    program = programs._compile(jax.jit(products.loop), (*arguments, jnp.int32(0)), programs.MUCH)
+    program = programs.compiled(jax.jit(products.loop), (*arguments, jnp.int32(0)), programs.MUCH)
     return lambda n: jax.block_until_ready(program(*arguments, jnp.int32(n)))
 
 
@@ -159,20 +159,19 @@ def _single_steps(plan: PopulationPlan) -> Callable[[int], None]:
     population = train.init(
         plan.spec, stack(plan.hparams()), jnp.asarray(plan.dataset.train_mean())
     )
-    order = random.epoch_order(jnp.uint32(0), jnp.int32(0), plan.dataset.num_train)
 
-    def step(state, order, examples):
-        batch = train.batch_at(plan.spec, examples, order, state.step)
+    def step(state, examples):
+        batch = train.batch_at(plan.spec, examples, state.hparams.seed, state.step)
         return train.train_step(plan.spec, examples.transform, state, batch)[0]
 
     states = [jax.tree.map(lambda a: a[0], population.states)]
-    program = programs._compile(
-        jax.jit(step, donate_argnums=0), (states[0], order, examples), programs.MUCH
+    program = programs.compiled(
+        jax.jit(step, donate_argnums=0), (states[0], examples), programs.MUCH
     )
 
     def run(num_steps: int) -> None:
         for _ in range(num_steps):
-            states[0] = program(states[0], order, examples)
+            states[0] = program(states[0], examples)
         jax.block_until_ready(states[0])
 
     return run

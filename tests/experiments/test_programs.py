@@ -43,7 +43,7 @@ def compiled(monkeypatch):
         seen.append((function, level))
         return object()
 
-    monkeypatch.setattr(programs, "_compile", compile_)
+    monkeypatch.setattr(programs, "compiled", compile_)
     return seen
 
 
@@ -102,7 +102,7 @@ def test_what_fails_in_the_background_is_raised_where_it_is_needed(monkeypatch, 
     def compile_(*arguments):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(programs, "_compile", compile_)
+    monkeypatch.setattr(programs, "compiled", compile_)
     (plan,) = populations()
     ahead.prepare(plan)
     with pytest.raises(RuntimeError, match="out of luck"):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import model, train
+from vae import model, random, train
 from vae.data import Examples, Transform
 from vae.hparams import HParams, stack
 from vae.spec import ModelSpec, Spec
@@ -36,6 +36,12 @@ def examples(n: int, *shape: int, seed: int = 0, scale: float = 1.0) -> Examples
         rng.integers(0, 2, (n, *shape)) if len(shape) == 3 else scale * rng.normal(size=(n, *shape))
     )
     return Examples(jnp.asarray(raw, jnp.float32), Transform())
+
+
+def order_of(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The order of n training examples in an epoch: the indices of its batches, in turn."""
+    rng = jax.random.fold_in(random.stream(jnp.uint32(seed), random.ORDER), epoch)
+    return np.asarray(random.shuffled(rng, jnp.arange(n), n))
 
 
 def population(spec: Spec, runs: list[HParams], data_mean=None) -> train.Population:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.vae.building import examples, population
+from tests.vae.building import examples, order_of, population
 from vae import random, train
 from vae.data import Examples
 from vae.hparams import HParams, stack
@@ -145,9 +145,8 @@ def test_noise_and_order_do_not_depend_on_the_population():
 
     def draws(seed):
         rngs = random.example_rngs(random.stream(seed, 3), jnp.arange(4))
-        return random.epoch_order(seed, jnp.int32(2), 29), jax.vmap(
-            lambda k: jax.random.bits(k, (5,))
-        )(rngs)
+        batch = train.batch_at(SGD, DATA, seed, jnp.int32(2))
+        return batch.index, jax.vmap(lambda k: jax.random.bits(k, (5,)))(rngs)
 
     together = jax.vmap(draws)(seeds)
     for i, seed in enumerate(seeds):
@@ -217,8 +216,7 @@ class TestDivergence:
     def test_the_step_that_diverged_is_the_first_bad_one(self, sick):
         state, _ = run_of(sick[-1], self.BAD)
         step = int(state.diverged_step)
-        order = random.epoch_order(state.hparams.seed, jnp.int32(step // 3), 29)
-        batch = train.batch_at(SGD, DATA, order, jnp.int32(step))
+        batch = train.batch_at(SGD, DATA, state.hparams.seed, jnp.int32(step))
 
         @jax.jit
         def loss_and_gradient(state):
@@ -244,10 +242,7 @@ class TestDivergence:
             seed: [
                 step
                 for step in range(STEPS)
-                if 4
-                in random.epoch_order(jnp.uint32(seed), jnp.int32(step // 3), 29)[step % 3 * 8 :][
-                    :8
-                ]
+                if 4 in order_of(seed, step // 3, 29)[step % 3 * 8 :][:8]
             ]
             for seed in range(4)
         }

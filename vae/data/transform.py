@@ -10,6 +10,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float32, Key, Num
 
+from vae import random
+
 # Rows binarised at once by `draw_bits`: 4096 MNIST images are 13 MB of float32.
 _CHUNK = 4096
 
@@ -75,16 +77,8 @@ def prepare(
     # P(draw < threshold) = threshold / 2^16: within 2^-17 of x, and exactly 0 and 1 at x = 0 and x
     # = 1.
     threshold = jnp.round(x * 2.0**16).astype(jnp.uint32)
-    return (_draw_16_bits(rng, x.shape).astype(jnp.uint32) < threshold).astype(jnp.float32)
-
-
-def _draw_16_bits(rng: Array, shape: tuple[int, ...]) -> Array:
-    # Two 16-bit draws from each 32-bit word: half the threefry work of `jax.random.bernoulli`,
-    # which is most of the cost of a batch. `jax.random.bits(..., jnp.uint16)` would not do: it
-    # computes a 32-bit word for each draw and drops the upper half.
-    size = int(np.prod(shape))
-    words = jax.random.bits(rng, ((size + 1) // 2,), jnp.uint32)
-    return jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:size].reshape(shape)
+    draw = jax.random.bits(rng, x.shape, jnp.uint16).astype(jnp.uint32)
+    return (draw < threshold).astype(jnp.float32)
 
 
 def draw_bits(transform: Transform, raw: np.ndarray, seed: int, stream: int) -> np.ndarray:
@@ -100,7 +94,7 @@ def draw_bits(transform: Transform, raw: np.ndarray, seed: int, stream: int) -> 
     Returns:
       uint8 [N, *x] of zeros and ones.
     """
-    key = jax.random.fold_in(jax.random.key(np.uint32(seed)), stream)
+    key = jax.random.fold_in(random.key(jnp.uint32(seed)), stream)
     bits = np.empty(raw.shape, np.uint8)
     chunk = min(_CHUNK, len(raw))
     for start in range(0, len(raw), chunk):

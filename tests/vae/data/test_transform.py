@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vae import random
 from vae.data import Transform, prepare
 from vae.data import transform as transform_module
 from vae.data.transform import draw_bits
@@ -39,7 +40,7 @@ def test_dynamic_bits_have_the_right_frequencies():
     n = 20_000
     raw = np.arange(64, dtype=np.uint8)
     transform = Transform(1.0 / 63, 0.0, "dynamic")
-    keys = jax.random.split(jax.random.key(0), n)
+    keys = jax.random.split(random.key(jnp.uint32(0)), n)
     bits = np.asarray(jax.jit(jax.vmap(lambda key: prepare(transform, raw, key)))(keys))
     assert set(np.unique(bits)) == {0.0, 1.0}
     p = raw / 63.0
@@ -53,7 +54,7 @@ def test_dynamic_bits_of_one_word_are_independent():
     # Two draws share a 32-bit word: neighbours must not be correlated. With p = 1/2 the sample
     # correlation of n pairs has standard error 1/sqrt(n).
     n = 100_000
-    bits = np.asarray(prepare(DYNAMIC, jnp.full((2 * n,), 0.5), jax.random.key(1)))
+    bits = np.asarray(prepare(DYNAMIC, jnp.full((2 * n,), 0.5), random.key(jnp.uint32(1))))
     for first, second in [(bits[0::2], bits[1::2]), (bits[1:-1:2], bits[2::2])]:
         assert abs(np.corrcoef(first, second)[0, 1]) < 5 / np.sqrt(n)
 
@@ -61,7 +62,7 @@ def test_dynamic_bits_of_one_word_are_independent():
 @pytest.mark.parametrize("shape", [(7,), (3, 3, 1), (8, 8, 1)])
 def test_bits_under_jit_and_vmap_equal_solo_bits(shape):
     raw = jax.random.uniform(jax.random.key(2), (5, *shape))
-    keys = jax.random.split(jax.random.key(3), 5)
+    keys = jax.random.split(random.key(jnp.uint32(3)), 5)
     solo = np.stack([prepare(DYNAMIC, raw[i], keys[i]) for i in range(5)])
     together = jax.jit(jax.vmap(lambda r, k: prepare(DYNAMIC, r, k)))(raw, keys)
     np.testing.assert_array_equal(solo, together)

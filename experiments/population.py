@@ -168,16 +168,16 @@ class Trainer:
     def _read(self, population: train.Population) -> train.Population:
         """Makes one more step, measures it, evaluates, and starts the next interval."""
         plan = self._plan
-        before = jax.tree.map(jnp.copy, population)
+        before = jax.tree.map(jnp.copy, population.states.params)
         chunk = self._programs.get("chunk", plan)
         population = chunk(population, self._examples.training(), jnp.int32(1))
-        changes = self._programs.get("changes", plan)(before, population)
+        changes = self._programs.get("changes", plan)(before, population.states.params)
         test = self._evaluate("test", population)
-        readings = jax.device_get((population.interval, population.states, changes, test))
-        interval, states, changes, test = readings
-        names = layers.layer_names(states.params)
+        readings = (population.interval, population.states.diverged, changes, test)
+        interval, diverged, changes, test = jax.device_get(readings)
+        names = layers.layer_names(population.states.params)
         for i, records in enumerate(self._records):
-            if states.diverged[i]:
+            if diverged[i]:
                 continue  # its readings end where it diverged
             record: dict[str, Any] = {"step": int(population.step)}
             record |= {f"train/{name}": float(v[i]) for name, v in interval.means.items()}

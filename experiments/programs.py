@@ -25,6 +25,7 @@ from vae import evaluate, gallery, layers, train
 from vae.data import Examples
 from vae.data.cache import cache_dir
 from vae.hparams import stack
+from vae.model import Params
 
 Program = Callable[..., Any]
 
@@ -86,11 +87,15 @@ def _cpu_flags() -> str:
         return ""
 
 
-def layer_changes(before: train.Population, after: train.Population) -> dict[str, jax.Array]:
-    """L2 norm of each layer's parameters after a step, and of the step itself; [R, layers]."""
-    delta = jax.tree.map(jnp.subtract, after.states.params, before.states.params)
+def layer_changes(before: Params, after: Params) -> dict[str, jax.Array]:
+    """L2 norm of each layer's parameters after a step, and of the step itself; [R, layers].
+
+    Args:
+      before, after: parameters of R runs, leaves [R, ...].
+    """
+    delta = jax.tree.map(jnp.subtract, after, before)
     norms = jax.vmap(layers.layer_norms)
-    return {"param": norms(after.states.params), "update": norms(delta)}
+    return {"param": norms(after), "update": norms(delta)}
 
 
 class Programs:
@@ -162,7 +167,8 @@ def _signature(name: str, plan: PopulationPlan) -> tuple[Any, tuple[Any, ...], i
         examples = Examples(_shape(dataset.train), dataset.transform)
         return train.train_chunk, (spec, plan.pack, population, examples, step), MUCH
     if name == "changes":
-        return _layer_changes, (population, population), LITTLE
+        params = population.states.params
+        return _layer_changes, (params, params), LITTLE
     together = len(plan.runs) if plan.pack == "vmap" else 1
     split = "train" if name == "evaluate_train" else "test"
     count = evaluation.train_limit if split == "train" else dataset.num_test

@@ -138,7 +138,9 @@ def test_the_recipes_work_together(extended):
         "--config.data.source=call:stripes:stripes",
         "--config.model.net=skip",
         "--config.model.width=16",
-        "--config.train.epochs=15",
+        # A first nat of rate saves more than two of distortion here: β = 2 would not hold C = 1.
+        "--config.objective.beta=20",
+        "--config.train.epochs=30",
         "--config.eval.iw_samples=0",
         "--sweep=seed=0",
         "--noreport",
@@ -157,7 +159,7 @@ def test_the_recipes_work_together(extended):
     targets = [float(row["objective.capacity"]) for row in rows]
     rates = [float(row["test/rate"]) for row in rows]
     assert targets == [1.0, 2.0, 4.0, 8.0]
-    # The text promises a few tenths after a full training; this is a tenth of one.
+    # The text promises a few tenths after a full training; this is a third of one.
     np.testing.assert_allclose(rates, targets, atol=0.7)
     run = extended / "results" / "runs" / rows[0]["run_id"]
     layers = list(json.loads((run / "metrics.jsonl").read_text().splitlines()[0]))

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -41,9 +40,12 @@ class HParams:
 
 
 def stack(runs: list[HParams]) -> HParams:
-    """Stacks the hyperparameters of R runs: each leaf becomes an array [R], uint32 or float32."""
+    """Stacks the hyperparameters of R runs: each leaf becomes an array [R], uint32 or float32.
+
+    NumPy's arrays: on their way to the device they would wait for whatever it computes.
+    """
     columns = {}
     for field in dataclasses.fields(HParams):
         dtype = np.uint32 if field.name == "seed" else np.float32
-        columns[field.name] = jnp.asarray(np.array([getattr(h, field.name) for h in runs], dtype))
+        columns[field.name] = np.array([getattr(h, field.name) for h in runs], dtype)
     return HParams(**columns)

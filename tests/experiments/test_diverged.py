@@ -40,9 +40,13 @@ def test_the_bad_run_is_named_with_step_term_and_layer(sixteen):
     row = rows[run_id]
     assert float(row["optimizer.learning_rate"]) == 1e6
     assert [n for n in row if n.startswith(("test/", "train_eval/", "gap/")) and row[n]] == []
-    # The first update throws every layer, so that the second step meets an exploded encoder.
+    # The first update throws every layer, so that the second step meets exploded ones. Which of
+    # them overflows hangs on the seed (tests/vae/test_divergence.py has cases with one answer).
     assert row["diverged/step"] == row["steps"] == "1"
-    assert (row["diverged/term"], row["diverged/layer"]) == ("rate", "encoder/scale")
+    part = {"rate": "encoder/", "distortion": "decoder/", "gradient": ""}[row["diverged/term"]]
+    healthy = launch.readings(bad, next(i for i in rows if i != run_id))[0]
+    assert row["diverged/layer"].startswith(part)
+    assert f"grad/{row['diverged/layer']}/norm" in healthy
     assert {row["status"] for i, row in rows.items() if i != run_id} == {"ok"}
     assert f"1 of 16 runs diverged: {run_id}" in said.stdout
     # What is left of it: the parameters before the bad step, and no reading, as there was none.

@@ -128,14 +128,14 @@ class Lowered:
 def test_an_xla_without_levels_compiles_all_the_same(monkeypatch, caplog):
     monkeypatch.setattr(programs.jax, "default_backend", lambda: "cpu")
     function = Lowered("INVALID_ARGUMENT: No such option: xla_backend_optimization_level")
-    assert programs._compile(function, (), 2) == "program"
+    assert programs.compiled(function, (), 2) == "program"
     assert function.asked[-1] is None
     assert "optimisation levels" in caplog.text
     with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
-        programs._compile(Lowered("out of memory"), (), 2)
+        programs.compiled(Lowered("out of memory"), (), 2)
     monkeypatch.setattr(programs.jax, "default_backend", lambda: "gpu")
     function = Lowered(None)
-    assert programs._compile(function, (), 2) == "program"
+    assert programs.compiled(function, (), 2) == "program"
     assert function.asked == [None]
 
 
@@ -147,14 +147,12 @@ def test_layer_changes_are_norms_of_parameters_and_of_steps():
     rng = np.random.default_rng(0)
 
     def filled():
-        return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), jnp.float32), shapes)
+        params = shapes.states.params
+        return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), jnp.float32), params)
 
     before, after = filled(), filled()
     changes = programs.layer_changes(before, after)
-    norms = {
-        "param": after.states.params,
-        "update": jax.tree.map(jnp.subtract, after.states.params, before.states.params),
-    }
+    norms = {"param": after, "update": jax.tree.map(jnp.subtract, after, before)}
     for name, tree in norms.items():
         leaves = jax.tree.leaves(tree["encoder"]["layer_0"])
         flat = np.concatenate([np.asarray(leaf).reshape(2, -1) for leaf in leaves], axis=1)

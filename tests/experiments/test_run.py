@@ -187,7 +187,7 @@ def test_the_saved_parameters_give_the_reported_numbers_again(finished):
         finished / "runs" / third.run_id / "params", {"params": state.params, "stats": state.stats}
     )
     tree = jax.tree.map(jnp.asarray, tree)
-    hparams = jax.tree.map(lambda leaf: leaf[0], hparams)
+    hparams = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), hparams)
     state = state.replace(params=tree["params"], stats=tree["stats"], hparams=hparams)
     found = evaluate.evaluate_run(
         population.spec.model,

@@ -67,7 +67,9 @@ def exact_terms(spec, params, x, noise, sigma=SIGMA):
     """Terms of x [N, D] in float64, with the same noise [K, d] for each."""
     with jax.enable_x64(True):
         params, x, noise = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params, x, noise))
-        hparams = jax.tree.map(lambda a: a[0].astype(jnp.float64), stack([HParams(sigma=sigma)]))
+        hparams = jax.tree.map(
+            lambda a: jnp.asarray(a[0], jnp.float64), stack([HParams(sigma=sigma)])
+        )
 
         def one(x):
             return model.terms(spec, params, STATS, hparams, x, noise, train=False)[0]

@@ -28,7 +28,7 @@ def data(spec, dtype=np.float64, samples=SAMPLES, batch=BATCH):
 
 
 def hparams(dtype=np.float64, **values):
-    return jax.tree.map(lambda a: a[0].astype(dtype), stack([HParams(**values)]))
+    return jax.tree.map(lambda a: jnp.asarray(a[0], dtype), stack([HParams(**values)]))
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "train"))

@@ -20,7 +20,7 @@ def make_terms(batch=6, samples=3, latent_dim=4):
 
 def hparams(**values):
     """Numbers of one run, as arrays."""
-    return jax.tree.map(lambda a: a[0], stack([HParams(**values)]))
+    return jax.tree.map(lambda a: jnp.asarray(a[0]), stack([HParams(**values)]))
 
 
 def batched(function):

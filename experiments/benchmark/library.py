@@ -23,7 +23,7 @@ from vae.evaluate import SPLITS
 from vae.hparams import stack
 
 EPOCH = 468  # steps of MNIST at batch 128
-WIDTHS, RUNS = (16, 32, 64, 128, 256, 512), (4, 16)
+WIDTHS, RUNS = (32, 128, 512), (4, 16)
 MIB = 2**20
 
 

@@ -24,6 +24,7 @@ def describe(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
         "platform": platform.platform(),
         "backend": jax.default_backend(),
         "devices": [f"{d.device_kind} ({d.platform})" for d in jax.devices()],
+        "matmul_precision": jax.config.jax_default_matmul_precision or "the device's default",
         **_commit(),
         "dataset": _datasets(plan),
     }

@@ -11,7 +11,7 @@ from typing import Any
 from experiments import environment, population
 from experiments.plan import Plan, describe
 from experiments.population import DeviceData, Stopped, Trainer
-from experiments.programs import Programs, use_persistent_cache
+from experiments.programs import Programs, use_float32, use_persistent_cache
 from experiments.progress import Progress
 from experiments.workdir import Workdir
 from vae import writers
@@ -34,6 +34,7 @@ def execute(
       stop: callable; its `signal` says which one asked to stop.
     """
     use_persistent_cache()
+    use_float32()
     workdir = Workdir(path)
     workdir.open()
     try:
@@ -45,7 +46,7 @@ def execute(
             print(describe(plan, path), flush=True)
             record = environment.describe(plan, environment.command_line())
             workdir.check_data(record["dataset"])
-            writers.write_json(path / "environment.json", record)
+            workdir.write_environment(record)
             done = _train(plan, todo, workdir, started, stop, checkpoint_seconds)
             if not done:
                 return _say_how_to_go_on(stop)

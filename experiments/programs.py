@@ -51,6 +51,16 @@ def use_persistent_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def use_float32() -> None:
+    """Multiplies matrices in float32 on accelerators, whose default is TF32 or bfloat16.
+
+    The same config then means the same arithmetic everywhere. Who wants the speed sets JAX's
+    JAX_DEFAULT_MATMUL_PRECISION; environment.json records what was used.
+    """
+    if jax.default_backend() != "cpu" and jax.config.jax_default_matmul_precision is None:
+        jax.config.update("jax_default_matmul_precision", "float32")
+
+
 def _drop_damaged(folder: pathlib.Path) -> None:
     """Removes the halves of entries that killed processes and full disks left in JAX's cache.
 

@@ -29,6 +29,7 @@ class Workdir:
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
         self._lock: TextIO | None = None
+        self._made = False
 
     def open(self) -> None:
         """Creates the folder and takes its lock, which ends with the process however it ends.
@@ -36,6 +37,7 @@ class Workdir:
         Raises:
           UserError: it is not writable, or another process holds it.
         """
+        self._made = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # A handle that stays open: the lock is released when the process ends, even killed.
@@ -74,7 +76,11 @@ class Workdir:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def close(self) -> None:
+        """Gives the lock back; a folder made for a command that was refused goes with it."""
         if self._lock:
+            if self._made and os.listdir(self.path) == [".lock"]:
+                (self.path / ".lock").unlink()
+                self.path.rmdir()
             self._lock.close()
             self._lock = None
 
@@ -144,6 +150,15 @@ class Workdir:
                     f"data.source: {name} has changed since the runs in {self.path} began "
                     f"(fingerprint {old} -> {new}). Restore the data, or give another --workdir."
                 )
+
+    def write_environment(self, record: dict[str, Any]) -> None:
+        """Records what this execution is made with; other ones before it stay under `earlier`."""
+        earlier = []
+        if (self.path / "environment.json").exists():
+            before = self._read("environment.json")
+            earlier = before.pop("earlier", [])
+            earlier += [before] if before != writers.plain(record) else []
+        writers.write_json(self.path / "environment.json", record | {"earlier": earlier})
 
     def packed(self) -> list[list[str]] | None:
         """The run ids of each population of an earlier execution, or None."""

@@ -19,7 +19,11 @@ TARGETS = {
     "step": {"Adam, dynamic binarisation: step / products"},
     "dispatch": {"chunks of one / chunk", "train_step / chunk"},
     "nll": {"buffers for K = 128 / K = 12"},
-    "processes": {"gain, each cache empty at first"},
+    "processes": {
+        "gain, each cache empty at first",
+        "gain over processes without a cache",
+        "gain, all programs in the cache",
+    },
     "quickstart": {"wall clock", "peak memory"},
 }
 

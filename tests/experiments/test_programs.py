@@ -139,6 +139,21 @@ def test_an_xla_without_levels_compiles_all_the_same(monkeypatch, caplog):
     assert function.asked == [None]
 
 
+@pytest.mark.parametrize(
+    "backend, asked, expected",
+    [("gpu", None, "float32"), ("tpu", None, "float32"), ("gpu", "tensorfloat32", "tensorfloat32")],
+)
+def test_accelerators_multiply_in_float32_unless_told(monkeypatch, backend, asked, expected):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    before = jax.config.jax_default_matmul_precision
+    try:
+        jax.config.update("jax_default_matmul_precision", asked)
+        programs.use_float32()
+        assert jax.config.jax_default_matmul_precision == expected
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
+
+
 def test_layer_changes_are_norms_of_parameters_and_of_steps():
     (plan,) = populations(sweep.axis("seed", [0, 1]))
     shapes = jax.eval_shape(

@@ -154,6 +154,35 @@ def test_other_data_is_refused(workdir):
         workdir.check_data({"npz:a.npz": own})
 
 
+def test_environments_of_earlier_executions_are_kept(workdir):
+    def recorded():
+        return json.loads((workdir.path / "environment.json").read_text())
+
+    first, second = {"versions": {"jax": "1"}}, {"versions": {"jax": "2"}}
+    workdir.write_environment(first)
+    assert recorded() == first | {"earlier": []}
+    workdir.write_environment(first)  # the same again says nothing new
+    assert recorded() == first | {"earlier": []}
+    workdir.write_environment(second)
+    workdir.write_environment(first)
+    assert recorded() == first | {"earlier": [first, second]}
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_folder_made_for_a_refused_command_goes_with_it(tmp_path, made):
+    if not made:
+        (tmp_path / "results").mkdir()
+    refused = Workdir(tmp_path / "results")
+    refused.open()
+    refused.close()
+    assert (tmp_path / "results").exists() != made
+    kept = Workdir(tmp_path / "kept")
+    kept.open()
+    kept.claim(BASE, AXES, RUNS)
+    kept.close()
+    assert (kept.path / "config.json").exists()
+
+
 # Packing and results ------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +37,10 @@ LITTLE, MUCH = 0, 2
 
 # Decoded samples in one dispatch of the importance-sampled nll: a second or so on two CPU cores.
 IW_ROWS = 2**18
+
+# One program is traced at a time, in the order of use: tracing is Python, of which threads do no
+# more together, and the first step would wait for the tracing of what comes after it.
+_TRACING = threading.Lock()
 
 # A second of compiling is worth about so many floating-point operations at level 0.
 MUCH_FLOPS = 5e9
@@ -154,7 +159,8 @@ def compiled(function: Callable[..., Any], arguments: tuple[Any, ...], level: in
     options = None
     if jax.default_backend() == "cpu":
         options = {"xla_backend_optimization_level": level}
-    lowered = function.lower(*arguments)
+    with _TRACING:
+        lowered = function.lower(*arguments)
     try:
         return lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:

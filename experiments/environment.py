@@ -24,7 +24,8 @@ def describe(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
         "platform": platform.platform(),
         "backend": jax.default_backend(),
         "devices": [f"{d.device_kind} ({d.platform})" for d in jax.devices()],
-        "matmul_precision": jax.config.jax_default_matmul_precision or "the device's default",
+        # Without a setting: only CPUs come here with none, and they multiply in float32.
+        "matmul_precision": jax.config.jax_default_matmul_precision or "float32",
         **_commit(),
         "dataset": _datasets(plan),
     }

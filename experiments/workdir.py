@@ -153,12 +153,12 @@ class Workdir:
 
     def write_environment(self, record: dict[str, Any]) -> None:
         """Records what this execution is made with; other ones before it stay under `earlier`."""
-        earlier = []
         if (self.path / "environment.json").exists():
             before = self._read("environment.json")
             earlier = before.pop("earlier", [])
             earlier += [before] if before != writers.plain(record) else []
-        writers.write_json(self.path / "environment.json", record | {"earlier": earlier})
+            record = record | ({"earlier": earlier} if earlier else {})
+        writers.write_json(self.path / "environment.json", record)
 
     def packed(self) -> list[list[str]] | None:
         """The run ids of each population of an earlier execution, or None."""

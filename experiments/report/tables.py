@@ -89,6 +89,8 @@ def question(results: Results) -> str:
             )
         elif name == "devices" and isinstance(value, list):
             machine.append((name, chips([_words(device) for device in value])))
+        elif name == "earlier" and isinstance(value, list):
+            machine += [("begun with", chips(_otherwise(e, environment))) for e in value]
         elif name != "dataset":
             machine.append((name, _mono(value)))
 
@@ -104,6 +106,18 @@ def question(results: Results) -> str:
 <p class="note">Swept fields are <mark>marked</mark>: each run replaces them by its own value.
 {_given(environment)}</p>
 <pre>{_config_text(results)}</pre></details>"""
+
+
+def _otherwise(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What an earlier execution was made with, where the last one was made with something else."""
+    texts = []
+    for name, value in earlier.items():
+        if name == "versions" and isinstance(value, dict):
+            same = now.get("versions", {})
+            texts += [f"{p} {v}" for p, v in value.items() if same.get(p) != v]
+        elif value != now.get(name):
+            texts.append(f"{name} {_words(value)}")
+    return texts
 
 
 def results_tables(results: Results, groups: Sequence[Group]) -> str:

@@ -82,6 +82,7 @@ def hostile_workdir(folder):
         "devices": [TAG],
         "git_commit": SCRIPT,
         "command": ["python", TAG, f"--config.data.dir={SCRIPT}"],
+        "earlier": [{"versions": {"jax": TAG}, "git_commit": TAG}],
         "dataset": {TAG: {"fingerprint": SCRIPT, "classes": [TAG]}},
     }
     config = CONFIG | {"data": {"source": SCRIPT, TAG: TAG}}
@@ -240,6 +241,16 @@ def test_nothing_from_the_folder_becomes_markup(tmp_path):
                 found += "&lt;img src=x" in string
                 assert "<" not in allowed.sub("", string), string
     assert found > 10
+
+
+def test_what_an_earlier_execution_had_otherwise_is_told(tmp_path):
+    now = {"versions": {"python": "3.13.1", "jax": "0.12.0"}, "backend": "gpu", "git_commit": "abc"}
+    before = {"versions": {"python": "3.13.1", "jax": "0.10.2"}, "backend": "cpu"}
+    environment = now | {"earlier": [before | {"git_commit": "abc"}]}
+    text = page(read_results(write_workdir(tmp_path / "w", {"seed": [0]}, environment=environment)))
+    told = re.search(r"begun with.*?</dd>|begun with.*?</tr>", text, re.DOTALL)[0]
+    assert "jax 0.10.2" in told and "backend cpu" in told
+    assert "3.13.1" not in told and "abc" not in told
 
 
 def test_json_cannot_leave_its_script():

@@ -55,8 +55,9 @@ def shuffled(rng: jax.Array, position: jax.Array, num_examples: int) -> jax.Arra
     def permute(point):
         row, column = point // jnp.uint32(columns), point % jnp.uint32(columns)
         for first, second in round_keys:
-            row = (row + _mix(column ^ first)) % jnp.uint32(rows)
-            column = (column + _mix(row ^ second)) % jnp.uint32(columns)
+            # Twice modulo: a sum that passed 2^32 would send two rows to one.
+            row = (row + _mix(column ^ first) % jnp.uint32(rows)) % jnp.uint32(rows)
+            column = (column + _mix(row ^ second) % jnp.uint32(columns)) % jnp.uint32(columns)
         return row * jnp.uint32(columns) + column
 
     index = jax.lax.while_loop(

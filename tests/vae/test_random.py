@@ -41,6 +41,14 @@ def test_a_position_is_computed_alone():
         )
 
 
+@pytest.mark.parametrize("n", [29, 36, 100, 1257])
+def test_it_is_a_permutation_whatever_the_mixing_gives(monkeypatch, n):
+    # Numbers near 2^32, to which a row cannot be added in 32 bits: one in ten million is such.
+    mix = random._mix
+    monkeypatch.setattr(random, "_mix", lambda x: mix(x) | jnp.uint32(0xFFFFFFF0))
+    np.testing.assert_array_equal(np.sort(order_of(0, 0, n)), np.arange(n))
+
+
 # Sets of every shape of grid: square and not, full, and with points left over.
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 7, 9, 12, 13, 29])
 def test_orders_are_uniform(n):

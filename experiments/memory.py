@@ -117,11 +117,10 @@ def estimate(
     looked_at = min(dataset.num_test, gallery.NUM_LATENTS) * encoded + PICTURES * decoded
     pictures = PICTURES * math.prod(spec.model.example_shape) * 4
     item = dataset.train.dtype.itemsize * math.prod(dataset.example_shape)
-    order = 4 * dataset.num_train  # of an epoch, int32
     return Estimate(
         data=item * (dataset.num_train + dataset.num_test + train_limit),
         state=num_runs * (2 * _bytes(shapes) + 2 * _bytes(shapes.params)),
-        activations=together * (spec.batch_size * example + 3 * order),
+        activations=together * spec.batch_size * example,
         evaluation=4 * max(rows * decoded, together * looked_at) + num_runs * pictures,
     )
 

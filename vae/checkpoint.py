@@ -13,6 +13,8 @@ import hashlib
 import os
 import pathlib
 import shutil
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -86,15 +88,26 @@ def save_tree(path: pathlib.Path, tree: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the tracebacks that Orbax logs for each of its threads: the error is raised too."""
+    """Silences the tracebacks of Orbax's and TensorStore's threads: the error is raised too.
+
+    TensorStore's threads go on for a moment after a failure and find Orbax's event loop closed;
+    so on failure their hook stays.
+    """
+    before = sys.unraisablehook
+
+    def hook(what: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            before(what)
 
     def passes(record: Any) -> bool:
         return record.levelno < logging.converter.STANDARD_ERROR or "orbax" not in record.pathname
 
     logger = logging.get_absl_logger()
     logger.addFilter(passes)
+    sys.unraisablehook = hook
     try:
         yield
+        sys.unraisablehook = before
     finally:
         logger.removeFilter(passes)
 

@@ -188,6 +188,7 @@ def test_a_full_disk_and_then_room(full_disk, tmp_path):
     assert message.startswith("error: ")
     assert "No space left on device" in message or "File too large" in message
     assert "make room and run the same command again" in message
+    assert "Traceback" not in done.stderr
     assert_readable(workdir)
     assert make_room()
     launch.run(workdir, *OFTEN, env=env)

@@ -22,8 +22,24 @@ class HParams:
     beta_ramp: jax.Array | float = 0.5
     free_bits: jax.Array | float = 0.0
     total_steps: jax.Array | float = 1000.0
+    ciwae_beta: jax.Array | float = 0.5
+    renyi_alpha: jax.Array | float = 0.5
+    dreg_alpha: jax.Array | float = 0.0
+    capacity: jax.Array | float = 25.0
+    capacity_steps: jax.Array | float = 1000.0
+    penalty: jax.Array | float = 1.0
+    penalty_diagonal: jax.Array | float = 1.0
+    bandwidth: jax.Array | float = 1.0
+    commitment: jax.Array | float = 0.25
+    corruption_level: jax.Array | float = 0.0
     # model
     sigma: jax.Array | float = 1.0
+    student_df: jax.Array | float = 5.0
+    rate_floor: jax.Array | float = 0.1
+    temperature: jax.Array | float = 1.0
+    temperature_min: jax.Array | float = 0.5
+    temperature_steps: jax.Array | float = 1000.0
+    codebook_decay: jax.Array | float = 0.99
     init_gain: jax.Array | float = 1.0
     # optimiser
     learning_rate: jax.Array | float = 1e-3
@@ -33,6 +49,10 @@ class HParams:
     eps: jax.Array | float = 1e-8
     weight_decay: jax.Array | float = 0.0
     clip_norm: jax.Array | float = float("inf")
+    skip_norm: jax.Array | float = float("inf")
+    encoder_lr_factor: jax.Array | float = 1.0
+    discriminator_lr_factor: jax.Array | float = 1.0
+    discriminator_b1: jax.Array | float = 0.5
     lr_warmup_steps: jax.Array | float = 0.0
     lr_decay_steps: jax.Array | float = 1000.0
     lr_decay_rate: jax.Array | float = 0.1

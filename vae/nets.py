@@ -147,7 +147,8 @@ def conv_sizes(spec: ModelSpec) -> list[tuple[int, int]]:
 # What follows is called inside a module's compact method, so that its layers are that module's own
 # and are named `encoder/layer_0` and not `encoder/trunk/layer_0`.
 
-Head = Callable[[str], jax.Array]
+# (name, numbers per pixel) -> so many numbers for each pixel, in any shape.
+Head = Callable[[str, int], jax.Array]
 
 
 def _mlp_encode(spec: ModelSpec, x: jax.Array, train: bool) -> jax.Array:
@@ -162,9 +163,9 @@ def _mlp_decode(spec: ModelSpec, z: jax.Array, train: bool) -> Head:
     for i, width in enumerate(spec.widths[::-1]):
         h = DenseLayer(spec, width, ("batch", "sample"), name=f"layer_{i}")(h, train)
 
-    def head(name: str) -> jax.Array:
-        out = nn.Dense(spec.num_values, kernel_init=INITIALIZERS[spec.init], name=name)(h)
-        return out.reshape(spec.example_shape)
+    def head(name: str, channels: int) -> jax.Array:
+        size = spec.num_pixels * channels
+        return nn.Dense(size, kernel_init=INITIALIZERS[spec.init], name=name)(h)
 
     return head
 
@@ -186,8 +187,8 @@ def _conv_decode(spec: ModelSpec, z: jax.Array, train: bool) -> Head:
         width = widths[min(i + 1, len(widths) - 1)]
         h = ConvLayer(spec, width, ("batch", "sample"), size, name=f"layer_{i}")(h, train)
 
-    def head(name: str) -> jax.Array:
-        return Conv(spec.example_shape[-1], 3, 1, spec.init, name=name)(h)
+    def head(name: str, channels: int) -> jax.Array:
+        return Conv(channels, 3, 1, spec.init, name=name)(h)
 
     return head
 
@@ -210,8 +211,8 @@ class Net(NamedTuple):
     """One architecture: a row of `NETS`.
 
     Attributes:
-      encode: (spec, x [*x], train) -> features [n], which the heads `mean` and `scale` read.
-      decode: (spec, z [d], train) -> a function that makes an output head of a given name, [*x].
+      encode: (spec, x [*x], train) -> features [n], which the heads of the posterior read.
+      decode: (spec, z [n], train) -> a function that makes an output head, see `Head`.
       hidden_values: spec -> numbers in the hidden layers of one example, for memory estimates.
       images: whether it convolves: examples must be [H, W, C], and one run is much work.
       patches: spec -> numbers in the patches of (encoder, decoder) for one example, see `Conv`.
@@ -231,32 +232,53 @@ NETS: dict[str, Net] = {
 
 
 class Encoder(nn.Module):
-    """x [*x] ↦ (mean [d], scale [d]): two separate heads on one trunk of `depth` layers."""
+    """x [*x] ↦ the posterior's heads, by name: one dense layer each on a trunk of `depth` layers.
 
-    spec: ModelSpec
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        spec = self.spec
-        h = NETS[spec.net].encode(spec, x, train)
-        kernel_init = INITIALIZERS[spec.init]
-        mean = nn.Dense(spec.latent_dim, kernel_init=kernel_init, name="mean")(h)
-        scale = nn.Dense(spec.latent_dim, kernel_init=kernel_init, name="scale")(h)
-        return mean, scale
-
-
-class Decoder(nn.Module):
-    """z [d] ↦ (output [*x], log-variance [*x] or None): mirrors the encoder's widths.
-
-    `output` holds the logits or the mean, as the likelihood reads it; the log-variance head
-    (layer `variance`) exists for the likelihood `gaussian_pixel` alone. A convolutional decoder
-    starts with one more dense layer, `project`, to the smallest image.
+    heads: pairs of a name and its size.
     """
 
     spec: ModelSpec
+    heads: tuple[tuple[str, int], ...]
 
     @nn.compact
-    def __call__(self, z: jax.Array, train: bool) -> tuple[jax.Array, jax.Array | None]:
-        head = NETS[self.spec.net].decode(self.spec, z, train)
-        output = head("output")
-        return output, head("variance") if self.spec.likelihood == "gaussian_pixel" else None
+    def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
+        h = NETS[self.spec.net].encode(self.spec, x, train)
+        kernel_init = INITIALIZERS[self.spec.init]
+        return {
+            name: nn.Dense(size, kernel_init=kernel_init, name=name)(h) for name, size in self.heads
+        }
+
+
+class Decoder(nn.Module):
+    """z [n] ↦ the likelihood's heads, by name: mirrors the encoder's widths.
+
+    heads: pairs of a name and its numbers per pixel. With one number for each value of x a head
+    has the shape of x, otherwise [*pixels, numbers]. A convolutional decoder starts with one more
+    dense layer, `project`, to the smallest image.
+    """
+
+    spec: ModelSpec
+    heads: tuple[tuple[str, int], ...]
+
+    @nn.compact
+    def __call__(self, z: jax.Array, train: bool) -> dict[str, jax.Array]:
+        spec = self.spec
+        head = NETS[spec.net].decode(spec, z, train)
+        return {
+            name: head(name, channels).reshape(
+                spec.example_shape if channels == spec.channels else (*spec.pixels, channels)
+            )
+            for name, channels in self.heads
+        }
+
+
+class Discriminator(nn.Module):
+    """x ↦ (logit, the features [n] it is read from): an encoder's trunk and one dense layer."""
+
+    spec: ModelSpec
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        features = NETS[self.spec.net].encode(self.spec, x, True)
+        kernel_init = INITIALIZERS[self.spec.init]
+        return nn.Dense(1, kernel_init=kernel_init, name="output")(features)[0], features

@@ -16,6 +16,12 @@ class ModelSpec:
       example_shape: shape of one example: (D,) for a vector, (H, W, C) for an image.
       width: units (mlp) or channels (conv) of every hidden layer, or one number per layer in the
         encoder's order; the decoder mirrors it.
+      latent_dim: dimensions of z; with discrete posteriors, the number of discrete variables.
+      posterior_rank: columns of the factor of the posterior `low_rank`.
+      codes: values of one discrete variable: classes (`categorical`) or codebook entries (`vq`).
+      code_dim: length of a codebook entry (`vq`).
+      prior_components: components of the priors `mixture` and `vamp`.
+      flow_layers, flow_width: of a posterior or prior that is a flow, each.
     """
 
     example_shape: tuple[int, ...]
@@ -28,8 +34,16 @@ class ModelSpec:
     init: str = "glorot"
     residual: str = "none"
     likelihood: str = "bernoulli"
-    posterior_scale: str = "logvar"
     output_bias: str = "zero"
+    posterior: str = "gaussian"
+    posterior_scale: str = "logvar"
+    posterior_rank: int = 4
+    codes: int = 16
+    code_dim: int = 8
+    prior: str = "standard"
+    prior_components: int = 50
+    flow_layers: int = 4
+    flow_width: int = 64
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -43,14 +57,49 @@ class ModelSpec:
         """Number of values D in one example, the dimension of the likelihood."""
         return math.prod(self.example_shape)
 
+    @property
+    def channels(self) -> int:
+        """Values of one pixel: C of an image; each value of a vector is a pixel of its own."""
+        return self.example_shape[-1] if len(self.example_shape) > 1 else 1
+
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        """Shape of an example without its channels: (H, W) of an image, (D,) of a vector."""
+        return self.example_shape[:-1] if len(self.example_shape) > 1 else self.example_shape
+
+    @property
+    def num_pixels(self) -> int:
+        return math.prod(self.pixels)
+
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveSpec:
-    """What is minimised: the objective's name, its β schedule, and K, the samples of z."""
+    """What is minimised, and by which estimator of its gradient.
+
+    Attributes:
+      samples: K samples of z per example (of each group, where there are groups).
+      groups: M groups of K samples, of `miwae` and `piwae`.
+      kl: `analytic`, `sampled`, or `auto`: analytic where it is known in closed form.
+      free_bits_groups: groups of latent dimensions that share a floor; 0: each has its own.
+      num_examples: N, the size of the training set, which `tcvae` reads.
+      tc_estimator, kernel: of `tcvae` and `mmd`.
+      discriminator_depth, discriminator_width: of the objectives that train one.
+      corruption: of the encoder's input in training: `none`, `gaussian` or `mask`.
+    """
 
     name: str = "elbo"
+    estimator: str = "reparameterization"
     beta_schedule: str = "constant"
     samples: int = 1
+    groups: int = 1
+    kl: str = "auto"
+    free_bits_groups: int = 0
+    num_examples: int = 0
+    tc_estimator: str = "stratified"
+    kernel: str = "imq"
+    discriminator_depth: int = 3
+    discriminator_width: int = 256
+    corruption: str = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +109,8 @@ class OptimizerSpec:
     Attributes:
       plateau_window: steps whose mean loss is one reading of `plateau`.
       ema: whether an exponential moving average of the parameters is kept (and evaluated).
+      encoder_steps: most updates of the encoder before each of the decoder; 1: both together.
+      skip: whether steps whose gradient is larger than `skip_norm` are passed over.
     """
 
     name: str = "adam"
@@ -68,6 +119,8 @@ class OptimizerSpec:
     plateau_patience: int = 5
     plateau_window: int = 100
     ema: bool = False
+    skip: bool = False
+    encoder_steps: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

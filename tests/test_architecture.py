@@ -19,15 +19,25 @@ LIBRARY = (
     "vae.packing",
     "vae.layers",
     "vae.distributions",
+    "vae.flows",
+    "vae.posteriors",
+    "vae.priors",
+    "vae.penalties",
     "vae.writers",
     "vae.checkpoint",
     "vae.data",
+    "vae.discretized",
     "vae.likelihoods",
     "vae.nets",
     "vae.model",
-    "vae.objectives",
+    "vae.bounds",
+    "vae.adversaries",
     "vae.schedules",
+    "vae.objectives",
+    "vae.validity",
     "vae.optimizers",
+    "vae.loss",
+    "vae.aggressive",
     "vae.train",
     "vae.evaluate",
     "vae.gallery",
@@ -36,6 +46,7 @@ LIBRARY = (
 LAUNCHER = (
     "experiments.fields",
     "experiments.sweep",
+    "experiments.rules",
     "experiments.config",
     "experiments.memory",
     "experiments.plan",
@@ -59,7 +70,10 @@ OWNERS = {
     "sklearn": ("vae.data",),
     "orbax": ("vae.checkpoint",),
     "tensorboardX": ("vae.writers",),
-    "flax.linen": ("vae.nets", "vae.model"),
+    "flax.linen": ("vae.nets",),
+    "flowjax": ("vae.flows",),
+    "equinox": ("vae.flows",),
+    "paramax": ("vae.flows",),
     "optax": ("vae.optimizers", "vae.train"),
     "plotly": ("experiments.report",),
     "matplotlib": ("experiments.report",),
@@ -71,7 +85,18 @@ OWNERS = {
     "torch": (),
 }
 # These take a good part of a second each to import, or far more: only inside functions.
-LAZY = ("tensorflow_datasets", "sklearn", "orbax", "tensorboardX", "plotly", "matplotlib", "PIL")
+LAZY = (
+    "tensorflow_datasets",
+    "sklearn",
+    "orbax",
+    "tensorboardX",
+    "plotly",
+    "matplotlib",
+    "PIL",
+    "flowjax",
+    "equinox",
+    "paramax",
+)
 
 
 def sources():

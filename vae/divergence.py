@@ -5,6 +5,7 @@ noise of a step are functions of (seed, step), the step is then run again here, 
 every layer's output in view, at no cost to the runs that are well.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -12,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import layers, model, random
+from vae import layers, model, objectives, random, schedules
 from vae.data import Examples, prepare
-from vae.nets import Decoder, Encoder
+from vae.loss import Batch, batch_at, batch_loss, corrupt
+from vae.posteriors import POSTERIORS
+from vae.priors import PRIORS
 from vae.spec import Spec
-from vae.train import Batch, TrainState, batch_at, batch_loss
+from vae.train import TrainState
 
 
 class Provenance(NamedTuple):
@@ -45,16 +48,19 @@ def diagnose(spec: Spec, examples: Examples, state: TrainState) -> Provenance:
     names = layers.layer_names(state.params)
     outputs, terms, gradients = jax.tree.map(np.asarray, _replay(spec, examples, state))
     # Where a term overflows though all outputs are finite: what it exponentiates, else squares.
-    rate_head = "encoder/mean" if terms["variance"] else "encoder/scale"
+    rate_head = "encoder/logits" if "encoder/logits" in names else "encoder/mean"
+    rate_head = next((f"encoder/{n}" for n in ("scale", "factor") if not terms[n]), rate_head)
     distortion_head = "decoder/output" if terms["precision"] else "likelihood/logvar"
     # In the order in which the step computes: encoder, rate, decoder, distortion, loss, gradient.
-    for part, term, head in (
-        ("encoder/", "rate", rate_head),
-        ("decoder/", "distortion", distortion_head),
+    for parts, term, head in (
+        (("encoder/", "posterior/", "prior/"), "rate", rate_head),
+        (("decoder/",), "distortion", distortion_head),
     ):
-        bad = [name for name in names if name.startswith(part) and not outputs.get(name, True)]
+        bad = [name for name in names if name.startswith(parts) and not outputs.get(name, True)]
         if bad or not terms[term]:
             return Provenance(step, term, bad[0] if bad else head)
+    if not terms["discriminator"]:
+        return Provenance(step, "loss", "discriminator/output")
     if not terms["loss"]:
         return Provenance(step, "loss", "decoder/output")
     bad = [name for name, ok in zip(names, gradients, strict=True) if not ok]
@@ -67,7 +73,7 @@ def _replay(spec: Spec, examples: Examples, state: TrainState):
     """Which outputs (by layer name), terms (by name) and gradients ([L]) of the step are finite."""
     step = state.diverged_step
     batch = batch_at(spec, examples, state.hparams.seed, step)
-    (loss, (metrics, _)), grads = jax.value_and_grad(
+    (_, (metrics, _)), grads = jax.value_and_grad(
         lambda params: batch_loss(
             spec, examples.transform, params, state.stats, state.hparams, step, batch
         ),
@@ -75,8 +81,12 @@ def _replay(spec: Spec, examples: Examples, state: TrainState):
     )(state.params)
     outputs = _finite_outputs(spec, examples, state, batch)
     terms = {name: jnp.isfinite(metrics[name]) for name in ("rate", "distortion")}
-    terms |= {"loss": jnp.isfinite(loss), "variance": outputs.pop("variance")}
-    shared = state.params.get("likelihood", {"logvar": jnp.zeros(())})["logvar"]
+    if spec.model.posterior == "point":  # which has no rate
+        terms["rate"] = jnp.ones((), bool)
+    terms |= {name: outputs.pop(name) for name in ("scale", "factor")}
+    terms["loss"] = jnp.isfinite(metrics["loss"])
+    terms["discriminator"] = jnp.isfinite(metrics.get("discriminator_loss", jnp.zeros(())))
+    shared = state.params.get("likelihood", {}).get("logvar", jnp.zeros(()))
     terms["precision"] = jnp.isfinite(jnp.exp(-shared))
     return outputs, terms, jnp.isfinite(layers.layer_norms(grads))
 
@@ -84,16 +94,24 @@ def _replay(spec: Spec, examples: Examples, state: TrainState):
 def _finite_outputs(
     spec: Spec, examples: Examples, state: TrainState, batch: Batch
 ) -> dict[str, jax.Array]:
-    """Whether each layer's output, and the posterior's `variance`, is finite in all of a batch."""
+    """Whether each layer's output is finite in all of a batch.
+
+    And whether what a finite `scale` and `factor` of the posterior become is: the variance, and the
+    square. Of a flow each layer's output is looked at; of a prior its density at 0.
+    """
     rngs = random.example_rngs(random.stream(state.hparams.seed, state.diverged_step), batch.index)
 
-    def apply(net, part, value):
-        variables = {"params": state.params[part], "batch_stats": state.stats.get(part, {})}
-        _, seen = net.apply(
-            variables,
+    params, stats, hparams = state.params, state.stats, state.hparams
+    hparams = hparams.replace(temperature=schedules.temperature(state.diverged_step, hparams))
+
+    def apply(part, value):
+        _, seen = getattr(model, part)(
+            spec.model,
+            params,
+            stats,
             value,
             True,
-            mutable=["batch_stats", "intermediates"],
+            mutable=("batch_stats", "intermediates"),
             capture_intermediates=True,
         )
         return {
@@ -105,13 +123,29 @@ def _finite_outputs(
     def one(raw, rng):
         data_rng, noise_rng = jax.random.split(rng)
         x = prepare(examples.transform, raw, data_rng)
-        posterior, _ = model.encode(spec.model, state.params, state.stats, x, train=True)
-        noise = jax.random.normal(noise_rng, (spec.objective.samples, spec.model.latent_dim))
-        z = jax.vmap(posterior.reparameterize)(noise)
-        decode = functools.partial(apply, Decoder(spec.model), "decoder")
-        decoded = jax.vmap(decode, axis_name="sample")(z)
-        variance = jnp.isfinite(jnp.exp(posterior.logvar))
-        return {**apply(Encoder(spec.model), "encoder", x), **decoded, "variance": variance}
+        seen = corrupt(spec.objective.corruption, hparams, x, jax.random.fold_in(noise_rng, 1))
+        posterior, _ = model.encode(spec.model, params, stats, hparams, seen, train=True)
+        noise = model.noise(spec.model, noise_rng, objectives.num_samples(spec))
+        flow = params.get("posterior", {})
+
+        def draw(num_layers):
+            part = dataclasses.replace(spec.model, flow_layers=num_layers)
+            draw_one = POSTERIORS[spec.model.posterior].draw
+            return jax.vmap(lambda e: draw_one(part, flow, posterior, e, hparams, True)[0])(noise)
+
+        drawn = {f"posterior/layer_{i}": jnp.isfinite(draw(i + 1)) for i in range(len(flow))}
+        z = draw(spec.model.flow_layers)
+        state = model.prior_state(spec.model, params, stats, hparams)
+        density = PRIORS[spec.model.prior].log_prob(spec.model, state, jnp.zeros_like(z[0]))
+        logvar = jnp.zeros(1) if posterior.logvar is None else posterior.logvar
+        return {
+            **apply("encoder", seen),
+            **drawn,
+            **{f"prior/{name}": jnp.isfinite(density) for name in params.get("prior", {})},
+            **jax.vmap(functools.partial(apply, "decoder"), axis_name="sample")(z),
+            "scale": jnp.isfinite(jnp.exp(logvar)),
+            "factor": jnp.isfinite(jnp.square(posterior.rest.get("factor", jnp.zeros(1)))),
+        }
 
     seen = jax.vmap(one, axis_name="batch")(batch.raw, rngs)
     return {name: jnp.all(values) for name, values in seen.items()}

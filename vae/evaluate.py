@@ -5,6 +5,7 @@ size of the dataset, nor with K. The noise of an example is a function of (seed,
 the same at each evaluation, so that curves show the model and not the draw.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 
 from vae import model, objectives, packing, random
 from vae.data import Examples, prepare
+from vae.likelihoods import LIKELIHOODS
+from vae.posteriors import POSTERIORS
 from vae.spec import ModelSpec
 from vae.train import TrainState
 
@@ -89,7 +92,8 @@ def evaluate_run(
       num_samples: K samples of z per example.
 
     Returns:
-      `rate`, `distortion`, `elbo`, `active_units` (scalars) and `kl_per_dim` [d].
+      `rate`, `distortion`, `elbo`, `active_units` (scalars), `kl_per_dim` ([d], or [1] where the
+      KL has no closed form), and `bpd`, −elbo in bits per value, where the data are discrete.
     """
 
     def body(carry, batch):
@@ -97,11 +101,12 @@ def evaluate_run(
         x, rngs = _examples(examples, state, split, index)
 
         def one(x, rng):
-            noise = jax.random.normal(rng, (num_samples, spec.latent_dim))
+            noise = model.noise(spec, rng, num_samples)
             terms, _ = model.terms(
                 spec, state.eval_params, state.stats, state.hparams, x, noise, train=False
             )
-            return objectives.metrics(terms), terms.kl, terms.posterior.mean
+            where = model.location(spec, state.eval_params, terms.posterior)
+            return objectives.metrics(terms), terms.kl, where
 
         metrics, kl, mean = jax.vmap(one)(x, rngs)
         columns = jnp.stack([metrics[name] for name in names], axis=1)
@@ -114,12 +119,18 @@ def evaluate_run(
     def empty(n):
         return _Moments(jnp.zeros(()), jnp.zeros(n), jnp.zeros(n))
 
-    carry = empty(len(names) + spec.latent_dim), empty(spec.latent_dim)
+    num_kls = spec.latent_dim if model.analytic_kl(spec) else 1
+    latent_size = POSTERIORS[spec.posterior].latent_size(spec)
+    carry = empty(len(names) + num_kls), empty(latent_size)
     batches = _batches(examples.raw.shape[0], batch_size)
     (values, means), _ = jax.lax.scan(body, carry, batches)
-    variance = means.m2 / means.count
+    # A discrete variable, or a code, has several numbers: together they are one unit.
+    variance = jnp.sum((means.m2 / means.count).reshape(spec.latent_dim, -1), axis=1)
+    result = {name: values.mean[i] for i, name in enumerate(names)}
+    if LIKELIHOODS[spec.likelihood].levels:
+        result["bpd"] = -result["elbo"] / (spec.num_values * math.log(2))
     return {
-        **{name: values.mean[i] for i, name in enumerate(names)},
+        **result,
         "active_units": jnp.sum(variance > ACTIVE_UNIT_VARIANCE),
         "kl_per_dim": values.mean[len(names) :],
     }
@@ -146,10 +157,10 @@ def iw_bounds_run(
 
     def one(x, rng):
         params, stats = state.eval_params, state.stats
-        posterior, _ = model.encode(spec, params, stats, x, train=False)
+        posterior, _ = model.encode(spec, params, stats, state.hparams, x, train=False)
 
         def body(log_sum, number):
-            noise = jax.random.normal(jax.random.fold_in(rng, number), (chunk, spec.latent_dim))
+            noise = model.noise(spec, jax.random.fold_in(rng, number), chunk)
             terms, _ = model.terms_given(
                 spec, params, stats, state.hparams, x, posterior, noise, train=False
             )

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from vae import model, packing, random
 from vae.data import Examples, prepare
 from vae.likelihoods import LIKELIHOODS
+from vae.posteriors import POSTERIORS
 from vae.spec import ModelSpec
 from vae.train import Population, TrainState
 
@@ -22,42 +23,68 @@ def gallery_run(
     """Pictures of one run, as means E[x|z] in the model's units.
 
     Args:
-      examples: of the test split; the first `NUM_IMAGES` are reconstructed from their posterior
-        mean. kl_per_dim: [d], nats: the dimensions of largest rate are traversed.
+      examples: of the test split; the first `NUM_IMAGES` are reconstructed from the z that stands
+        for their posterior. kl_per_dim: [d], nats: the dimensions of largest rate are traversed;
+        where the rate is one number, or none, those whose z varies most.
 
     Returns:
-      originals, reconstructions [n, *x]; samples [m, *x] from z ~ N(0, I); traversals
-      [d', T, *x]: z = 0 but for one dimension at `TRAVERSAL` prior standard deviations;
-      traversal_dims [d']; latents [N, 2], posterior means of the two dimensions of largest rate
-      (of one, twice, where there is just one), latent_dims [2].
+      originals, reconstructions [n, *x]; samples [m, *x] from z ~ p(z); traversals [d', T, *x],
+      traversal_dims [d'].
+      Of a continuous z, traversals have z = 0 but for one dimension at `TRAVERSAL`; and latents
+      [N, 2], the z of the examples in the two dimensions of largest rate (in one, twice, where
+      there is just one), latent_dims [2].
+      Of a discrete z, they have the first example's z but for one variable at `traversal_codes`
+      [T], spread over all codes; and code_counts [d, codes], how many examples have each code, or
+      have it as the most probable one.
     """
-    params, stats = state.eval_params, state.stats
+    params, stats, hparams = state.eval_params, state.stats, state.hparams
+    likelihood, family = LIKELIHOODS[spec.likelihood], POSTERIORS[spec.posterior]
 
     def decode(z):
-        output, _, _ = model.decode(spec, params, stats, z, state.hparams.sigma, train=False)
-        return LIKELIHOODS[spec.likelihood].mean(output)
+        decoded, _ = model.decode(spec, params, stats, hparams, z, train=False)
+        return decoded.each(likelihood.mean)
 
     def mean_of(raw):
         x = prepare(examples.transform, raw, None)
-        return x, model.encode(spec, params, stats, x, train=False)[0].mean
+        posterior, _ = model.encode(spec, params, stats, hparams, x, train=False)
+        codes = posterior.rest.get("codes")
+        if codes is None and not family.continuous:
+            codes = jnp.argmax(posterior.rest["logits"], axis=-1)
+        return x, model.location(spec, params, posterior), codes
 
-    x, means = jax.vmap(mean_of)(examples.raw)
-    by_rate = jnp.argsort(-kl_per_dim)
+    x, means, codes = jax.vmap(mean_of)(examples.raw)
+    order = kl_per_dim
+    if family.continuous:
+        varies = jnp.var(means, axis=0)
+        one_number = len(kl_per_dim) != spec.latent_dim
+        order = varies if one_number else jnp.where(jnp.isfinite(kl_per_dim), kl_per_dim, varies)
+    by_rate = jnp.argsort(-order)
     traversed = by_rate[:NUM_TRAVERSED]
-    plane = by_rate[jnp.array([0, min(1, spec.latent_dim - 1)])]
-    z = jnp.array(TRAVERSAL)[None, :, None] * jnp.eye(spec.latent_dim)[traversed][:, None, :]
-    rng = random.stream(state.hparams.seed, random.GALLERY)
-    prior = jax.random.normal(rng, (NUM_SAMPLES, spec.latent_dim))
+    rngs = jax.random.split(random.stream(hparams.seed, random.GALLERY), NUM_SAMPLES)
+    prior = jax.vmap(lambda rng: model.sample_prior(spec, params, stats, hparams, rng))(rngs)
+    if family.continuous:
+        z = jnp.array(TRAVERSAL)[None, :, None] * jnp.eye(spec.latent_dim)[traversed][:, None, :]
+        plane = by_rate[jnp.array([0, min(1, spec.latent_dim - 1)])]
+        own = {"latents": means[:, plane], "latent_dims": plane}
+    else:
+        # No code twice, however few there are.
+        steps = min(len(TRAVERSAL), spec.codes)
+        moved = jnp.linspace(0, spec.codes - 1, steps).round().astype(jnp.int32)
+        book = stats["posterior"]["codebook"] if spec.posterior == "vq" else jnp.eye(spec.codes)
+        start = means[0].reshape(spec.latent_dim, -1)
+        z = jax.vmap(lambda j: jax.vmap(lambda c: start.at[j].set(book[c]))(moved))(traversed)
+        counts = jnp.zeros((spec.latent_dim, spec.codes), jnp.int32)
+        counts = counts.at[jnp.arange(spec.latent_dim)[None, :], codes].add(1)
+        own = {"traversal_codes": moved, "code_counts": counts}
+    steps = z.shape[1]
+    pictures = decode(z.reshape(len(traversed) * steps, -1))
     return {
         "originals": x[:NUM_IMAGES],
         "reconstructions": decode(means[:NUM_IMAGES]),
         "samples": decode(prior),
-        "traversals": decode(z.reshape(-1, spec.latent_dim)).reshape(
-            *z.shape[:2], *spec.example_shape
-        ),
+        "traversals": pictures.reshape(len(traversed), steps, *spec.example_shape),
         "traversal_dims": traversed,
-        "latents": means[:, plane],
-        "latent_dims": plane,
+        **own,
     }
 
 

@@ -6,14 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_PARTS = {"encoder": 0, "decoder": 1, "likelihood": 2}
-_HEADS = {"project": -1, "mean": 10**6, "scale": 10**6 + 1, "output": 10**6, "variance": 10**6 + 1}
+_PARTS = ("encoder", "posterior", "prior", "decoder", "likelihood", "discriminator")
+_HEADS = ("mean", "logits", "scale", "factor", "context", "output", "variance")
 
 
 def _depth(name: str) -> tuple[int, int]:
     part, layer = name.split("/")
     number = re.fullmatch(r"layer_(\d+)", layer)
-    return _PARTS[part], int(number[1]) if number else _HEADS.get(layer, 0)
+    if number:
+        depth = int(number[1])
+    elif layer in _HEADS:
+        depth = 10**6 + _HEADS.index(layer)
+    else:
+        depth = -1 if layer == "project" else 0
+    return _PARTS.index(part), depth
 
 
 def layer_names(params: dict[str, Any]) -> list[str]:

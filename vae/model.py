@@ -1,35 +1,21 @@
-"""The VAE: encoder, prior N(0, I), decoder and likelihood; the only owner of parameters.
+"""The VAE: encoder, prior, decoder and likelihood; the only owner of parameters.
 
 Everything here acts on ONE example x [*x]. The caller vmaps over examples with the axis name
 `batch`; K samples of z are a vmap inside, with the axis name `sample`.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vae import distributions
 from vae.hparams import HParams
-from vae.likelihoods import LIKELIHOODS
+from vae.likelihoods import LIKELIHOODS, MIN_PIXEL_LOGVAR
 from vae.nets import Decoder, Encoder
+from vae.posteriors import POSTERIORS, Posterior
+from vae.priors import PRIORS, Components
 from vae.spec import ModelSpec
-
-# With `gaussian_pixel` the likelihood of a pixel that never changes is unbounded (Mattei and
-# Frellsen 2018). Data of 8 bits cannot tell a σ below a tenth of a grey level from zero.
-MIN_PIXEL_LOGVAR = -15.6  # 2 ln(0.1/255)
-
-
-class Posterior(NamedTuple):
-    """q(z|x) = N(mean, diag exp(logvar)); each [d]."""
-
-    mean: jax.Array
-    logvar: jax.Array
-
-    def reparameterize(self, noise: jax.Array) -> jax.Array:
-        """z = mean + σ·ε for one ε [d]."""
-        return self.mean + jnp.exp(0.5 * self.logvar) * noise
 
 
 class Terms(NamedTuple):
@@ -39,8 +25,10 @@ class Terms(NamedTuple):
       log_px: log p(x|z_k), [K].
       log_pz: log p(z_k), [K].
       log_qz: log q(z_k|x), [K].
-      kl: KL(q(z_j|x) || p(z_j)) of each latent dimension, analytic, [d].
+      kl: KL(q(z|x) || p(z)), split as far as it goes: of each latent dimension, analytic, [d];
+        where it has no closed form, mean_k log q(z_k|x) − log p(z_k), [1].
       posterior: q(z|x).
+      z: the samples, [K, latent_size].
     """
 
     log_px: jax.Array
@@ -48,57 +36,143 @@ class Terms(NamedTuple):
     log_qz: jax.Array
     kl: jax.Array
     posterior: Posterior
+    z: jax.Array
+
+
+class Path(NamedTuple):
+    """How gradients flow through the samples of z; the values are the same whatever it says.
+
+    Attributes:
+      mode: one of `vae.posteriors.MODES`: what the gradient of log q(z|x) is taken through.
+      scale: [K] or None: factors on the gradient that arrives at the posterior through z_k.
+    """
+
+    mode: str = "total"
+    scale: jax.Array | None = None
+
+
+PLAIN = Path()
+
+
+class Decoded(NamedTuple):
+    """What the likelihood reads of K samples: `heads` [K, ...], and scalars shared by all."""
+
+    heads: dict[str, jax.Array]
+    shared: dict[str, jax.Array]
+
+    def each(self, function: Callable[[dict[str, jax.Array]], Any]) -> Any:
+        """`function` of the outputs of each sample."""
+        return jax.vmap(lambda heads: function({**heads, **self.shared}))(self.heads)
 
 
 Params = dict[str, Any]
 Stats = dict[str, Any]
 
 
+def _encoder(spec: ModelSpec) -> Encoder:
+    return Encoder(spec, tuple(POSTERIORS[spec.posterior].heads(spec).items()))
+
+
+def _decoder(spec: ModelSpec) -> Decoder:
+    return Decoder(spec, tuple(LIKELIHOODS[spec.likelihood].heads(spec.channels).items()))
+
+
+def encoder(
+    spec: ModelSpec, params: Params, stats: Stats, x: jax.Array, train: bool, **options: Any
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """x [*x] ↦ (the posterior's heads, the collections that changed); options of Linen's apply."""
+    return _apply(_encoder(spec), params["encoder"], stats.get("encoder", {}), x, train, **options)
+
+
+def decoder(
+    spec: ModelSpec, params: Params, stats: Stats, z: jax.Array, train: bool, **options: Any
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """z [n] ↦ (the likelihood's heads, the collections that changed); options of Linen's apply."""
+    return _apply(_decoder(spec), params["decoder"], stats.get("decoder", {}), z, train, **options)
+
+
+def _apply(net, params, batch_stats, value, train, mutable=("batch_stats",), **options):
+    variables = {"params": params, "batch_stats": batch_stats}
+    return net.apply(variables, value, train, mutable=list(mutable), **options)
+
+
 def encode(
-    spec: ModelSpec, params: Params, stats: Stats, x: jax.Array, train: bool
+    spec: ModelSpec, params: Params, stats: Stats, hparams: HParams, x: jax.Array, train: bool
 ) -> tuple[Posterior, Stats]:
     """x [*x] ↦ q(z|x), and the encoder's running statistics (unchanged unless `train`)."""
-    variables = {"params": params["encoder"], "batch_stats": stats.get("encoder", {})}
-    (mean, scale), updated = Encoder(spec).apply(variables, x, train, mutable=["batch_stats"])
-    if spec.posterior_scale == "softplus":
-        # 2 ln softplus(s). For s below −10 float32 softplus loses digits and then underflows to
-        # 0, while ln softplus(s) → s, off by less than e^s/2.
-        safe = jnp.maximum(scale, -10.0)
-        scale = 2 * jnp.where(scale > -10.0, jnp.log(nn.softplus(safe)), scale)
-    return Posterior(mean, scale), updated.get("batch_stats", {})
+    heads, updated = encoder(spec, params, stats, x, train)
+    family = POSTERIORS[spec.posterior]
+    posterior = family.posterior(spec, heads, stats.get("posterior", {}), hparams)
+    return posterior, updated.get("batch_stats", {})
+
+
+def location(spec: ModelSpec, params: Params, posterior: Posterior) -> jax.Array:
+    """The z that stands for q(z|x): its mean, or, of a flow, where the mean flows to."""
+    return POSTERIORS[spec.posterior].location(spec, params.get("posterior", {}), posterior)
+
+
+def noise(spec: ModelSpec, rng: jax.Array, num_samples: int) -> jax.Array:
+    """The standard noise of K samples of z for one example, [K, noise_size]."""
+    family = POSTERIORS[spec.posterior]
+    return family.noise(rng, (num_samples, family.noise_size(spec)))
+
+
+def prior_state(spec: ModelSpec, params: Params, stats: Stats, hparams: HParams) -> Any:
+    """What `PRIORS[spec.prior]` needs for densities and draws; the same for all examples.
+
+    Pseudo-inputs are encoded with the running statistics, in training too: they are no examples.
+    """
+    if PRIORS[spec.prior].pseudo_inputs:
+        inputs = params["prior"]["pseudo_inputs"]["inputs"]
+
+        def component(u):
+            posterior, _ = encode(spec, params, stats, hparams, u, train=False)
+            return posterior.mean, posterior.logvar
+
+        means, logvars = jax.vmap(component)(inputs)
+        equal = jnp.full(len(inputs), -jnp.log(len(inputs)), means.dtype)
+        return Components(means, logvars, equal)
+    return params.get("prior", stats.get("posterior", {}))
+
+
+def sample_prior(
+    spec: ModelSpec, params: Params, stats: Stats, hparams: HParams, rng: jax.Array
+) -> jax.Array:
+    """z ~ p(z), [latent_size]."""
+    return PRIORS[spec.prior].sample(spec, prior_state(spec, params, stats, hparams), rng)
 
 
 def decode(
-    spec: ModelSpec, params: Params, stats: Stats, z: jax.Array, sigma: jax.Array, train: bool
-) -> tuple[jax.Array, jax.Array | None, Stats]:
-    """K latents z [K, d] ↦ (output [K, *x], log-variance, the decoder's running statistics).
+    spec: ModelSpec, params: Params, stats: Stats, hparams: HParams, z: jax.Array, train: bool
+) -> tuple[Decoded, Stats]:
+    """K latents z [K, n] ↦ what the likelihood reads, and the decoder's running statistics.
 
-    The log-variance is [K, *x] (`gaussian_pixel`), a scalar, or None (Bernoulli). That of
-    `gaussian_optimal` is the running one: the batch's own needs x, see `terms`.
+    The log-variance of `_optimal` likelihoods is the running one: the batch's own needs x, see
+    `terms`.
     """
-    variables = {"params": params["decoder"], "batch_stats": stats.get("decoder", {})}
 
     def one(z):
-        (output, logvar), updated = Decoder(spec).apply(
-            variables, z, train, mutable=["batch_stats"]
-        )
-        return (output, logvar), updated.get("batch_stats", {})
+        heads, updated = decoder(spec, params, stats, z, train)
+        return heads, updated.get("batch_stats", {})
 
     # A single sample is not mapped over: the axis is there by its name alone. With an axis of one,
     # XLA's CPU backend would transpose what the gradients are products of.
     mapped, in_axes = (z[0], None) if len(z) == 1 else (z, 0)
-    (output, logvar), updated = jax.vmap(
+    heads, updated = jax.vmap(
         one, in_axes, out_axes=(0, None), axis_name="sample", axis_size=len(z)
     )(mapped)
-    if spec.likelihood == "gaussian":
-        logvar = 2 * jnp.log(jnp.asarray(sigma, z.dtype))
-    elif spec.likelihood == "gaussian_shared":
-        logvar = params["likelihood"]["logvar"]
-    elif spec.likelihood == "gaussian_pixel":
-        logvar = MIN_PIXEL_LOGVAR + nn.softplus(logvar - MIN_PIXEL_LOGVAR)
-    elif spec.likelihood == "gaussian_optimal":
-        logvar = jnp.log(stats["likelihood"]["variance"])
-    return output, logvar, updated
+    likelihood = LIKELIHOODS[spec.likelihood]
+    shared = {name: jnp.asarray(getattr(hparams, name), z.dtype) for name in likelihood.numbers}
+    if likelihood.scale == "fixed":
+        shared["logvar"] = 2 * jnp.log(jnp.asarray(hparams.sigma, z.dtype))
+    elif likelihood.scale == "shared":
+        shared["logvar"] = params["likelihood"]["logvar"]
+    elif likelihood.scale == "pixel":
+        logvar = heads.pop("variance")
+        heads["logvar"] = MIN_PIXEL_LOGVAR + jax.nn.softplus(logvar - MIN_PIXEL_LOGVAR)
+    elif likelihood.scale == "optimal":
+        shared["logvar"] = jnp.log(stats["likelihood"]["variance"])
+    return Decoded(heads, shared), updated
 
 
 def terms(
@@ -109,18 +183,26 @@ def terms(
     x: jax.Array,
     noise: jax.Array,
     train: bool,
+    *,
+    path: Path = PLAIN,
+    encoded: jax.Array | None = None,
 ) -> tuple[Terms, Stats]:
     """The decomposed terms of one example: encode x, then `terms_given` the posterior.
 
     Args:
-      x: [*x]. noise: ε ~ N(0, I), [K, d].
+      x: [*x]. noise: standard noise of the posterior, [K, noise_size], see `noise`.
       train: whether batch statistics are used and updated; needs the axis name `batch`.
+      path: what gradients flow through.
+      encoded: what the encoder sees in place of x, [*x]: a corrupted x.
 
     Returns:
       Terms, and the updated running statistics.
     """
-    posterior, encoder_stats = encode(spec, params, stats, x, train)
-    result, new_stats = terms_given(spec, params, stats, hparams, x, posterior, noise, train)
+    seen = x if encoded is None else encoded
+    posterior, encoder_stats = encode(spec, params, stats, hparams, seen, train)
+    result, new_stats = terms_given(
+        spec, params, stats, hparams, x, posterior, noise, train, path=path
+    )
     return result, new_stats | {"encoder": encoder_stats}
 
 
@@ -133,8 +215,10 @@ def terms_given(
     posterior: Posterior,
     noise: jax.Array,
     train: bool,
+    *,
+    path: Path = PLAIN,
 ) -> tuple[Terms, Stats]:
-    """z_k = mean + σ·noise_k, p(x|z_k) = decode(z_k), and the log-densities of x and z.
+    """z_k from noise_k, p(x|z_k) = decode(z_k), and the log-densities of x and z.
 
     With `gaussian_optimal` and `train`, σ² is the squared error's mean over the axis `batch`,
     over samples and over dimensions: the maximum-likelihood σ² given the networks (Rybkin et al.
@@ -143,59 +227,104 @@ def terms_given(
     mean is over the batches seen, with weights that fall by 1% a step; `weight` is their sum, by
     which it is normalised (as in Adam), so that the starting value has no share in it.
 
-    Args and returns: as `terms`; the statistics are those of decoder and likelihood.
+    Args and returns: as `terms`; the statistics are those of all but the encoder.
     """
-    likelihood = LIKELIHOODS[spec.likelihood]
-    z = jax.vmap(posterior.reparameterize)(noise)
-    output, logvar, decoder_stats = decode(spec, params, stats, z, hparams.sigma, train)
+    family, likelihood = POSTERIORS[spec.posterior], LIKELIHOODS[spec.likelihood]
+    flow = params.get("posterior", {})
+
+    # 1. Draw z.
+    z, drawn = jax.vmap(lambda e: family.draw(spec, flow, posterior, e, hparams, train))(noise)
+    if path.mode == "score":
+        z = jax.lax.stop_gradient(z)
+    if path.scale is not None:
+        z = scale_gradient(z, path.scale)
+
+    # 2. Decode.
+    decoded, decoder_stats = decode(spec, params, stats, hparams, z, train)
     new_stats = {"decoder": decoder_stats}
-    if spec.likelihood == "gaussian_optimal":
+    if likelihood.scale == "optimal":
         variance, weight = stats["likelihood"]["variance"], stats["likelihood"]["weight"]
         if train:
-            error = jax.lax.stop_gradient(jnp.mean(jnp.square(output - x[None])))
+            error = jnp.mean(jnp.square(decoded.heads["output"] - x[None]))
             # A decoder that is exact to the last bit would have σ² = 0 and an infinite density.
-            batch_variance = jnp.maximum(jax.lax.pmean(error, "batch"), 1e-12)
-            logvar = jnp.log(batch_variance)
+            batch_variance = jnp.maximum(
+                jax.lax.pmean(jax.lax.stop_gradient(error), "batch"), 1e-12
+            )
+            decoded.shared["logvar"] = jnp.log(batch_variance)
             weight = 0.99 * weight + 0.01
             variance = variance + 0.01 / weight * (batch_variance - variance)
         new_stats["likelihood"] = {"variance": variance, "weight": weight}
-    logvar_axis = 0 if spec.likelihood == "gaussian_pixel" else None
-    log_px = jax.vmap(likelihood.log_prob, (None, 0, logvar_axis))(x, output, logvar)
-    standard = jnp.zeros_like(posterior.mean)
+    if family.update is not None:
+        new_stats["posterior"] = (
+            family.update(spec, posterior, stats["posterior"], hparams)
+            if train
+            else stats["posterior"]
+        )
 
-    def log_standard(z):
-        return distributions.normal_log_prob(z, standard, standard)
-
+    # 3. Weigh.
+    prior = prior_state(spec, params, stats, hparams)
+    held, held_flow = (
+        jax.lax.stop_gradient((posterior, flow)) if path.mode == "path" else (posterior, flow)
+    )
+    log_qz = jax.vmap(
+        lambda z, e, drawn: family.log_q(spec, held_flow, held, z, e, drawn, path.mode)
+    )(z, noise, drawn)
+    log_pz = jax.vmap(lambda z: PRIORS[spec.prior].log_prob(spec, prior, z))(z)
     return Terms(
-        log_px=log_px,
-        log_pz=jax.vmap(log_standard)(z),
-        # From ε = (z − mean)/σ, which z has lost to rounding where σ is far below |mean|.
-        log_qz=jax.vmap(log_standard)(noise) - 0.5 * jnp.sum(posterior.logvar),
-        kl=distributions.kl_standard_normal(*posterior),
+        log_px=decoded.each(lambda outputs: likelihood.log_prob(x, outputs)),
+        log_pz=log_pz,
+        log_qz=log_qz,
+        kl=(family.kl(spec, posterior) if analytic_kl(spec) else jnp.mean(log_qz - log_pz)[None]),
         posterior=posterior,
+        z=z,
     ), new_stats
 
 
+def analytic_kl(spec: ModelSpec) -> bool:
+    """Whether KL(q(z|x) || p(z)) has a closed form."""
+    return spec.prior == "standard" and POSTERIORS[spec.posterior].kl is not None
+
+
+@jax.custom_vjp
+def scale_gradient(value: jax.Array, scale: jax.Array) -> jax.Array:
+    """`value` [K, n]; its gradient is multiplied by `scale` [K] on the way back."""
+    del scale
+    return value
+
+
+scale_gradient.defvjp(
+    lambda value, scale: (value, scale),
+    lambda scale, gradient: (gradient * scale[:, None], jnp.zeros_like(scale)),
+)
+
+
 def init(
-    spec: ModelSpec, hparams: HParams, rng: jax.Array, data_mean: jax.Array
+    spec: ModelSpec,
+    hparams: HParams,
+    rng: jax.Array,
+    data_mean: jax.Array,
+    pseudo_inputs: jax.Array | None = None,
 ) -> tuple[Params, Stats]:
     """Parameters and running statistics of one run, from its key alone.
 
     Args:
       rng: key. data_mean: mean of the training examples [*x], read by `output_bias="data_mean"`.
+      pseudo_inputs: [prior_components, *x], where the prior `vamp` starts.
 
     Returns:
-      (params, stats): params has `encoder`, `decoder` and, for `gaussian_shared`, `likelihood`.
+      (params, stats): params has `encoder`, `decoder` and, where they have any, `likelihood`,
+      `posterior` and `prior`.
     """
     encoder_rng, decoder_rng = jax.random.split(rng)
+    family, likelihood = POSTERIORS[spec.posterior], LIKELIHOODS[spec.likelihood]
 
     def one(x, z):  # within the named axes, because BatchNorm asks for them even here
-        encoder = Encoder(spec).init(encoder_rng, x, True)
-        decoder = jax.vmap(lambda z: Decoder(spec).init(decoder_rng, z, True), axis_name="sample")
+        encoder = _encoder(spec).init(encoder_rng, x, True)
+        decoder = jax.vmap(lambda z: _decoder(spec).init(decoder_rng, z, True), axis_name="sample")
         return encoder, jax.tree.map(lambda a: a[0], decoder(z[None]))
 
     x = jnp.zeros((1, *spec.example_shape), jnp.float32)
-    z = jnp.zeros((1, spec.latent_dim), jnp.float32)
+    z = jnp.zeros((1, family.latent_size(spec)), jnp.float32)
     encoder, decoder = jax.tree.map(lambda a: a[0], jax.vmap(one, axis_name="batch")(x, z))
     params = {"encoder": encoder["params"], "decoder": decoder["params"]}
     stats = {
@@ -209,12 +338,16 @@ def init(
         output = params["decoder"]["output"]
         # One number a value, or, where the head is a convolution, one a channel.
         mean = data_mean.reshape(-1, output["bias"].shape[0]).mean(0)
-        output["bias"] = LIKELIHOODS[spec.likelihood].bias(mean)
-    if spec.likelihood == "gaussian_shared":
+        output["bias"] = likelihood.bias(mean)
+    if likelihood.scale == "shared":
         params["likelihood"] = {"logvar": 2 * jnp.log(jnp.asarray(hparams.sigma, jnp.float32))}
-    if spec.likelihood == "gaussian_optimal":
+    if likelihood.scale == "optimal":
         stats["likelihood"] = {
             "variance": jnp.ones((), jnp.float32),
             "weight": jnp.zeros((), jnp.float32),
         }
-    return params, stats
+    # Folded in, so that the encoder and the decoder start the same with any posterior and prior.
+    flow, flow_stats = family.init(spec, jax.random.fold_in(rng, 0))
+    prior = PRIORS[spec.prior].init(spec, jax.random.fold_in(rng, 1), pseudo_inputs)
+    params |= {name: tree for name, tree in (("posterior", flow), ("prior", prior)) if tree}
+    return params, stats | ({"posterior": flow_stats} if flow_stats else {})

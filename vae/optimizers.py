@@ -1,6 +1,7 @@
 """Any optax optimiser by name, its numbers traced, so that they vmap over runs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,9 @@ import optax
 
 from vae.hparams import HParams
 from vae.spec import OptimizerSpec
+
+# The parts of the parameters that infer z: the posterior's flow goes with the encoder.
+ENCODER_PARTS = ("encoder", "posterior")
 
 
 def _sgd(hparams: HParams) -> optax.GradientTransformation:
@@ -58,18 +62,59 @@ def make(spec: OptimizerSpec, hparams: HParams) -> optax.GradientTransformationE
     return optax.with_extra_args_support(optax.chain(*stages))
 
 
+def _adversarial(hparams: HParams) -> HParams:
+    """The numbers of the discriminator's optimiser: its own decay of the gradient's average."""
+    return hparams.replace(b1=hparams.discriminator_b1, weight_decay=jnp.zeros(()))
+
+
+def _transformation(
+    spec: OptimizerSpec, hparams: HParams, params: dict[str, Any]
+) -> optax.GradientTransformationExtraArgs:
+    """`make`, or one for each of the VAE, its discriminator, and its encoder if it goes ahead."""
+    parts = {}
+    if spec.encoder_steps > 1:
+        parts |= dict.fromkeys(ENCODER_PARTS, "encoder")
+    if "discriminator" in params:
+        parts["discriminator"] = "discriminator"
+    if not parts:
+        return make(spec, hparams)
+    labels = {part: parts.get(part, "vae") for part in params}
+    own = {"discriminator": _adversarial(hparams)}
+    of = {label: make(spec, own.get(label, hparams)) for label in set(labels.values())}
+    return optax.partition(of, labels)
+
+
+def with_part(opt_state: Any, new: Any, part: str) -> Any:
+    """A state of several optimisers in which one part is that of `new`."""
+    inner = {**opt_state.inner_states, part: new.inner_states[part]}
+    return opt_state._replace(inner_states=inner)
+
+
+def init(spec: OptimizerSpec, hparams: HParams, params: dict[str, Any]) -> optax.OptState:
+    """The optimiser's state before the first step."""
+    return _transformation(spec, hparams, params).init(params)
+
+
 def update(
     spec: OptimizerSpec,
     hparams: HParams,
-    grads: optax.Updates,
+    grads: dict[str, Any],
     opt_state: optax.OptState,
-    params: optax.Params,
+    params: dict[str, Any],
     loss: jax.Array,
 ) -> tuple[optax.Updates, optax.OptState]:
     """The update's direction before the learning rate, and the optimiser's new state."""
     # optax raises traced decay rates to integer step counts, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
-        return make(spec, hparams).update(grads, opt_state, params, value=loss)
+        transformation = _transformation(spec, hparams, params)
+        return transformation.update(grads, opt_state, params, value=loss)
+
+
+def lr_factors(hparams: HParams, params: dict[str, Any]) -> dict[str, Any]:
+    """What the learning rate of each part of the parameters is multiplied by; None: by nothing."""
+    factors = dict.fromkeys(ENCODER_PARTS, hparams.encoder_lr_factor)
+    factors["discriminator"] = hparams.discriminator_lr_factor
+    return {part: factors.get(part) for part in params}
 
 
 def clip_factor(norm: jax.Array, max_norm: jax.Array) -> jax.Array:
@@ -79,6 +124,8 @@ def clip_factor(norm: jax.Array, max_norm: jax.Array) -> jax.Array:
 
 def plateau_scale(spec: OptimizerSpec, opt_state: optax.OptState) -> jax.Array:
     """The factor that reduce-on-plateau has come to; 1 with any other schedule."""
+    if isinstance(opt_state, optax.transforms.PartitionState):
+        opt_state = opt_state.inner_states["vae"].inner_state
     return opt_state[-1].scale if spec.schedule == "plateau" else jnp.ones((), jnp.float32)
 
 

@@ -16,6 +16,7 @@ INIT = 2**32 - 1
 ORDER = 2**32 - 2
 EVALUATE = 2**32 - 3
 GALLERY = 2**32 - 4
+ENCODER = 2**32 - 5
 
 # Two half-rounds each. Two rounds of random functions make a strong pseudo-random permutation of
 # large sets (Luby and Rackoff 1988), but four are not enough for sets of five examples: their
@@ -29,7 +30,7 @@ def key(seed: jax.Array) -> jax.Array:
 
 
 def stream(seed: jax.Array, purpose: int | jax.Array) -> jax.Array:
-    """The key of one purpose (`INIT`, `ORDER`, `EVALUATE`, `GALLERY`) or of one training step."""
+    """The key of one purpose (`INIT`, `ORDER`, `EVALUATE`, ...) or of one training step."""
     return jax.random.fold_in(key(seed), purpose)
 
 

@@ -34,11 +34,37 @@ def cyclical_beta(step: jax.Array, hparams: HParams) -> jax.Array:
     return hparams.beta * _fraction(phase, hparams.beta_ramp * total)
 
 
+def sigmoid_beta(step: jax.Array, hparams: HParams) -> jax.Array:
+    """β(t) = β·σ(12·(t/warmup_steps − ½)); Bowman et al. 2016, section 3.1.
+
+    Their figure 2 gives the shape and no number. The slope makes the curve go from .25% to 99.75%
+    of β within the warm-up.
+    """
+    t = step.astype(jnp.float32)
+    warmup = jnp.asarray(hparams.beta_warmup_steps, jnp.float32)
+    safe = jnp.where(warmup > 0, warmup, 1)
+    return hparams.beta * jnp.where(warmup > 0, jax.nn.sigmoid(12 * (t / safe - 0.5)), 1)
+
+
 BETA_SCHEDULES: dict[str, Callable[[jax.Array, HParams], jax.Array]] = {
     "constant": constant_beta,
     "linear": linear_beta,
+    "sigmoid": sigmoid_beta,
     "cyclical": cyclical_beta,
 }
+
+
+def capacity(step: jax.Array, hparams: HParams) -> jax.Array:
+    """C(t) = C·min(1, t/capacity_steps), nats; Burgess et al. 2018, section 5.2."""
+    t = step.astype(jnp.float32)
+    return hparams.capacity * _fraction(t, jnp.asarray(hparams.capacity_steps, jnp.float32))
+
+
+def temperature(step: jax.Array, hparams: HParams) -> jax.Array:
+    """τ(t) = max(τ_min, τ·e^(−t/temperature_steps)); Jang et al. 2017, section 4.1."""
+    t = step.astype(jnp.float32)
+    decay = jnp.exp(-t / jnp.asarray(hparams.temperature_steps, jnp.float32))
+    return jnp.maximum(hparams.temperature_min, hparams.temperature * decay)
 
 
 def _cosine(t: jax.Array, hparams: HParams) -> jax.Array:

@@ -9,20 +9,37 @@ leading axis [R].
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
-from vae import model, objectives, optimizers, packing, random, schedules
-from vae.data import Examples, Transform, prepare
+from vae import aggressive, model, objectives, optimizers, packing, random, schedules
+from vae.aggressive import Aggressive
+from vae.data import Examples, Transform
 from vae.hparams import HParams
 from vae.layers import layer_names, layer_norms
+from vae.loss import Batch, batch_at, batch_loss
 from vae.spec import Spec
 
-METRICS = ("loss", "elbo", "rate", "distortion", "beta", "learning_rate", "grad_norm")
+METRICS = (
+    "loss",
+    "elbo",
+    "rate",
+    "distortion",
+    "beta",
+    "learning_rate",
+    "grad_norm",
+    "clipped",
+    "skipped",
+)
+
+# Updates that the encoder made ahead of the step, whether it still does, and the last estimate of
+# what that hangs on.
+AGGRESSIVE_METRICS = ("encoder_steps", "aggressive", "mutual_information")
 
 
 @struct.dataclass
@@ -35,6 +52,9 @@ class TrainState:
       opt_state: of the optimiser; nothing reads that of a diverged run.
       ema: moving average of params, or None.
       hparams: this run's numbers.
+      clipped, skipped: updates made with a clipped gradient, and steps passed over because it was
+        larger than `skip_norm`; int32.
+      aggressive: of aggressive encoder training, see `vae.aggressive`; or None.
       diverged: whether the run is frozen at its last good state.
       diverged_step: the step whose loss or gradient was not finite; −1 before.
     """
@@ -45,6 +65,9 @@ class TrainState:
     opt_state: optax.OptState
     ema: model.Params | None
     hparams: HParams
+    clipped: jax.Array
+    skipped: jax.Array
+    aggressive: Aggressive | None
     diverged: jax.Array
     diverged_step: jax.Array
 
@@ -60,7 +83,7 @@ class Interval:
 
     Attributes:
       count: finite steps in the means, int32.
-      means: one scalar for each of `METRICS`.
+      means: one scalar for each of `metric_names`.
       grad_norms: L2 norm of each layer's gradient at the last finite step, before clipping; [L].
     """
 
@@ -82,42 +105,51 @@ class Population:
         return self.states.step.shape[0]
 
 
-class Batch(NamedTuple):
-    """B raw examples [B, *x] and their indices in the training set, int32 [B]."""
+def metric_names(spec: Spec) -> tuple[str, ...]:
+    """`METRICS`, those of the objective, and those of aggressive encoder training."""
+    names = (*METRICS, *objectives.OBJECTIVES[spec.objective.name].metrics)
+    return (*names, *AGGRESSIVE_METRICS) if spec.optimizer.encoder_steps > 1 else names
 
-    raw: jax.Array
-    index: jax.Array
 
-
-def init_run(spec: Spec, hparams: HParams, data_mean: jax.Array) -> TrainState:
+def init_run(
+    spec: Spec, hparams: HParams, data_mean: jax.Array, pseudo_inputs: jax.Array | None = None
+) -> TrainState:
     """The state of one run before its first step, from its hyperparameters alone."""
-    params, stats = model.init(
-        spec.model, hparams, random.stream(hparams.seed, random.INIT), data_mean
-    )
+    rng = random.stream(hparams.seed, random.INIT)
+    params, stats = model.init(spec.model, hparams, rng, data_mean, pseudo_inputs)
+    # Folded in, so that the VAE starts the same with and without.
+    adversary = objectives.init_adversary(spec, jax.random.fold_in(rng, 2))
+    if adversary:
+        params["discriminator"] = adversary
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         stats=stats,
-        opt_state=optimizers.make(spec.optimizer, hparams).init(params),
+        opt_state=optimizers.init(spec.optimizer, hparams, params),
         ema=params if spec.optimizer.ema else None,
         hparams=hparams,
+        clipped=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+        aggressive=aggressive.start() if spec.optimizer.encoder_steps > 1 else None,
         diverged=jnp.zeros((), bool),
         diverged_step=-jnp.ones((), jnp.int32),
     )
 
 
-def _empty_interval(params: model.Params) -> Interval:
+def _empty_interval(spec: Spec, params: model.Params) -> Interval:
     zero = jnp.zeros((), jnp.float32)
     return Interval(
         count=jnp.zeros((), jnp.int32),
-        means=dict.fromkeys(METRICS, zero),
+        means=dict.fromkeys(metric_names(spec), zero),
         grad_norms=jnp.zeros(len(layer_names(params)), jnp.float32),
     )
 
 
-def _init(spec: Spec, hparams: HParams, data_mean: jax.Array) -> Population:
-    states = jax.vmap(lambda h: init_run(spec, h, data_mean))(hparams)
-    interval = jax.vmap(lambda s: _empty_interval(s.params))(states)
+def _init(
+    spec: Spec, hparams: HParams, data_mean: jax.Array, pseudo_inputs: jax.Array | None = None
+) -> Population:
+    states = jax.vmap(lambda h: init_run(spec, h, data_mean, pseudo_inputs))(hparams)
+    interval = jax.vmap(lambda s: _empty_interval(spec, s.params))(states)
     return Population(step=jnp.zeros((), jnp.int32), states=states, interval=interval)
 
 
@@ -126,39 +158,8 @@ init.__doc__ = """A population before its first step.
 
 Args:
   spec: static. hparams: leaves [R], see `vae.hparams.stack`. data_mean: [*x].
+  pseudo_inputs: [prior_components, *x], of the prior `vamp`.
 """
-
-
-def batch_loss(
-    spec: Spec,
-    transform: Transform,
-    params: model.Params,
-    stats: model.Stats,
-    hparams: HParams,
-    step: jax.Array,
-    batch: Batch,
-) -> tuple[jax.Array, tuple[dict[str, jax.Array], model.Stats]]:
-    """Mean loss of a batch, with its decomposition and the new running statistics.
-
-    Examples are vmapped with the axis name `batch`, over which batch-coupled terms are
-    collectives. Returns (loss, (metrics, stats)), nats per example.
-    """
-    beta = schedules.BETA_SCHEDULES[spec.objective.beta_schedule](step, hparams)
-    rngs = random.example_rngs(random.stream(hparams.seed, step), batch.index)
-
-    def one(raw, rng):
-        data_rng, noise_rng = jax.random.split(rng)
-        x = prepare(transform, raw, data_rng)
-        noise = jax.random.normal(noise_rng, (spec.objective.samples, spec.model.latent_dim))
-        terms, new_stats = model.terms(spec.model, params, stats, hparams, x, noise, train=True)
-        loss = objectives.OBJECTIVES[spec.objective.name](terms, hparams, beta)
-        return (loss, objectives.metrics(terms)), new_stats
-
-    (losses, metrics), new_stats = jax.vmap(one, axis_name="batch", out_axes=(0, None))(
-        batch.raw, rngs
-    )
-    metrics = {name: jnp.mean(values) for name, values in metrics.items()}
-    return jnp.mean(losses), ({**metrics, "beta": beta}, new_stats)
 
 
 def train_step(
@@ -177,53 +178,106 @@ def train_step(
     every step of every healthy run (a fifth of the step, measured on the CPU).
 
     Returns:
-      The new state, and a scalar for each of `METRICS`, `grad_norms` [L] and `finite`.
+      The new state, and a scalar for each of `metric_names`, `grad_norms` [L] and `finite`.
     """
     hparams = state.hparams
-    (loss, (metrics, stats)), grads = jax.value_and_grad(
+    (_, (metrics, stats)), grads = jax.value_and_grad(
         lambda params: batch_loss(spec, transform, params, state.stats, hparams, state.step, batch),
         has_aux=True,
     )(state.params)
+    loss = metrics["loss"]
 
     # 1. Is it usable?
     grad_norms = layer_norms(grads)
-    grad_norm = jnp.sqrt(jnp.sum(jnp.square(grad_norms)))
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(jnp.sum(jnp.square(grad_norms)))
     good = finite & ~state.diverged
 
-    # 2. Clip, or silence.
+    # 2. Clip the VAE's gradient, pass over the step, or silence it.
+    of_vae = np.array([not n.startswith("discriminator/") for n in layer_names(state.params)])
+    grad_norm = jnp.sqrt(jnp.sum(jnp.where(of_vae, jnp.square(grad_norms), 0)))
     factor = optimizers.clip_factor(grad_norm, hparams.clip_norm)
-    grads = jax.tree.map(lambda g: jnp.where(good, g * factor, 0), grads)
+    factors = {part: None if part == "discriminator" else factor for part in grads}
+    grads = _scaled(factors, jax.tree.map(lambda g: jnp.where(good, g, 0), grads))
+    skipped = (
+        good & (grad_norm > hparams.skip_norm) if spec.optimizer.skip else jnp.zeros_like(good)
+    )
+    made = good & ~skipped
 
     # 3. Update.
     directions, opt_state = optimizers.update(
         spec.optimizer, hparams, grads, state.opt_state, state.params, jnp.where(good, loss, 0)
     )
+    if spec.optimizer.skip:
+        opt_state = _where(made, opt_state, state.opt_state)
     lr = schedules.learning_rate(spec.optimizer.schedule, state.step, hparams)
-    params = jax.tree.map(lambda p, d: p + jnp.where(good, -lr * d, 0), state.params, directions)
+    directions = _scaled(optimizers.lr_factors(hparams, directions), directions)
+    params = jax.tree.map(lambda p, d: p + jnp.where(made, -lr * d, 0), state.params, directions)
     average = state.ema
     if average is not None:
         average = jax.tree.map(
-            lambda a, p: jnp.where(good, optimizers.ema(a, p, hparams.ema_decay, state.step), a),
+            lambda a, p: jnp.where(made, optimizers.ema(a, p, hparams.ema_decay, state.step), a),
             average,
             params,
         )
 
+    clipped = made & (grad_norm > hparams.clip_norm)
     new_state = state.replace(
         step=state.step + 1,
         params=params,
-        stats=jax.tree.map(lambda new, old: jnp.where(good, new, old), stats, state.stats),
+        stats=_where(made, stats, state.stats),
         opt_state=opt_state,
         ema=average,
+        clipped=state.clipped + clipped.astype(jnp.int32),
+        skipped=state.skipped + skipped.astype(jnp.int32),
         diverged=~good,
         diverged_step=jnp.where(state.diverged | finite, state.diverged_step, state.step),
     )
     metrics |= {
-        "loss": loss,
         "learning_rate": lr * optimizers.plateau_scale(spec.optimizer, opt_state),
         "grad_norm": grad_norm,
+        "clipped": clipped.astype(jnp.float32),
+        "skipped": skipped.astype(jnp.float32),
     }
     return new_state, {**metrics, "grad_norms": grad_norms, "finite": good}
+
+
+def _where(condition: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)
+
+
+def _scaled(factors: dict[str, Any], tree: model.Params) -> model.Params:
+    """Each part of a tree like the parameters times its factor; None leaves it as it is."""
+
+    def scaled(factor, leaves):
+        return leaves if factor is None else jax.tree.map(lambda a: a * factor, leaves)
+
+    return {part: scaled(factors[part], leaves) for part, leaves in tree.items()}
+
+
+def _aggressive_step(
+    spec: Spec, data: Examples, step: jax.Array, state: TrainState, batch: Batch
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The encoder's updates, then `train_step` of the decoder; once they are over, of both."""
+    leads = state.aggressive.active & ~state.diverged
+    params, opt_state, count = aggressive.train_encoder(
+        spec, data, step, state.hparams, state.params, state.stats, state.opt_state, leads
+    )
+    ahead = state.replace(params=params, opt_state=opt_state)
+    new, metrics = train_step(spec, data.transform, ahead, batch)
+    # Where it leads, the encoder has had its updates.
+    parts = {name: params[name] for name in optimizers.ENCODER_PARTS if name in params}
+    kept = {name: _where(leads, tree, new.params[name]) for name, tree in parts.items()}
+    held = optimizers.with_part(new.opt_state, ahead.opt_state, "encoder")
+    new = new.replace(params={**new.params, **kept}, opt_state=_where(leads, held, new.opt_state))
+    reviewed = aggressive.review(
+        spec, data, step, new.hparams, new.params, new.stats, new.aggressive
+    )
+    metrics |= {
+        "encoder_steps": count.astype(jnp.float32),
+        "aggressive": leads.astype(jnp.float32),
+        "mutual_information": reviewed.mutual_information,
+    }
+    return new.replace(aggressive=reviewed), metrics
 
 
 def _record(interval: Interval, metrics: dict[str, jax.Array]) -> Interval:
@@ -239,22 +293,6 @@ def _record(interval: Interval, metrics: dict[str, jax.Array]) -> Interval:
         },
         grad_norms=jnp.where(good, metrics["grad_norms"], interval.grad_norms),
     )
-
-
-def batch_at(spec: Spec, data: Examples, seed: jax.Array, step: jax.Array) -> Batch:
-    """The batch of a step: a function of (seed, step) alone.
-
-    Each epoch has an order of its own, of which the last N mod B examples are left out.
-    """
-    num_examples = data.raw.shape[0]
-    epoch, batch = jnp.divmod(step, num_examples // spec.batch_size)
-    rng = jax.random.fold_in(random.stream(seed, random.ORDER), epoch)
-    position = batch * spec.batch_size + jnp.arange(spec.batch_size, dtype=jnp.int32)
-    index = random.shuffled(rng, position, num_examples)
-    # As rows, and without a check of the indices, which are within bounds: on a CPU, three times as
-    # fast as `data.raw[index]`.
-    rows = data.raw.reshape(num_examples, -1).at[index].get(mode="promise_in_bounds")
-    return Batch(rows.reshape(-1, *data.raw.shape[1:]), index)
 
 
 def train_run(
@@ -274,7 +312,10 @@ def train_run(
     def body(i, carry):
         state, interval = carry
         batch = batch_at(spec, data, state.hparams.seed, step + i)
-        state, metrics = train_step(spec, data.transform, state, batch)
+        if spec.optimizer.encoder_steps > 1:
+            state, metrics = _aggressive_step(spec, data, step + i, state, batch)
+        else:
+            state, metrics = train_step(spec, data.transform, state, batch)
         return state, _record(interval, metrics)
 
     return jax.lax.fori_loop(0, num_steps, body, (state, interval))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.vae import building
-from vae import divergence, layers, train
+from vae import divergence, layers, objectives, train
 from vae.hparams import HParams
 from vae.spec import ModelSpec, ObjectiveSpec, OptimizerSpec, Spec
 
@@ -32,11 +32,24 @@ MODELS = {
         norm="layer",
         likelihood="gaussian_shared",
     ),
+    "flow": ModelSpec(
+        (6,), 2, width=5, depth=1, posterior="coupling", prior="mixture", flow_layers=3
+    ),
+    "low rank": ModelSpec((6,), 2, width=5, depth=1, posterior="low_rank", posterior_rank=1),
+    "pseudo-inputs": ModelSpec((6,), 2, width=5, depth=1, prior="vamp", prior_components=3),
+    "categories": ModelSpec((6,), 2, width=5, depth=1, posterior="categorical", codes=3),
+    "codebook": ModelSpec((6,), 2, width=5, depth=1, posterior="vq", codes=3, code_dim=2),
+    "point": ModelSpec((6,), 2, width=5, depth=1, posterior="point"),
+}
+OBJECTIVES = {
+    "codebook": ObjectiveSpec("vq"),
+    "point": ObjectiveSpec("autoencoder", corruption="gaussian"),
 }
 
 
-def spec_of(name, samples=2):
-    return Spec(MODELS[name], objective=ObjectiveSpec(samples=samples), batch_size=BATCH)
+def spec_of(name):
+    objective = OBJECTIVES.get(name, ObjectiveSpec(samples=2))
+    return Spec(MODELS[name], objective=objective, batch_size=BATCH)
 
 
 def diverged_state(spec, params, stats, step=3, **hparams):
@@ -54,9 +67,14 @@ def diagnose(name, change, **hparams):
     return divergence.diagnose(spec, examples, diverged_state(spec, changed, stats, **hparams))
 
 
-def poison(layer, value, leaf="kernel"):
+# What a layer's matrix is called, where it is not a kernel.
+LEAVES = {"posterior": "weight", "prior/mixture": "means", "prior/pseudo_inputs": "inputs"}
+
+
+def poison(layer, value, leaf=None):
     """Sets every leaf of one name, in one layer, to a value."""
     part, name = layer.split("/")
+    leaf = leaf or LEAVES.get(layer, LEAVES.get(part, "kernel"))
 
     def change(params):
         paths = jax.tree_util.tree_leaves_with_path(params[part][name])
@@ -80,7 +98,7 @@ def layers_of(name):
 )
 def test_the_layer_with_bad_parameters_is_named(name, layer, value):
     cause = diagnose(name, poison(layer, value))
-    term = "rate" if layer.startswith("encoder") else "distortion"
+    term = "distortion" if layer.startswith("decoder") else "rate"
     assert cause == divergence.Provenance(3, term, layer)
 
 
@@ -90,12 +108,34 @@ def test_the_layer_with_bad_parameters_is_named(name, layer, value):
         # Finite outputs that overflow in the term: mean² of 1e30, exp(logvar) of 100.
         ("plain", "encoder/mean", "bias", 1e30, "rate"),
         ("plain", "encoder/scale", "bias", 100.0, "rate"),
+        # The square of a factor, and what tells one of four values from the others.
+        ("low rank", "encoder/factor", "bias", 1e30, "rate"),
+        ("categories", "encoder/logits", "bias", [3e38, -3e38, 0.0, 0.0, 0.0, 0.0], "rate"),
         # (x − output)² of 1e30.
         ("coupled", "decoder/output", "bias", 1e30, "distortion"),
     ],
 )
 def test_a_term_that_overflows_names_the_layer_that_feeds_it(name, layer, leaf, value, term):
     assert diagnose(name, poison(layer, value, leaf)) == (3, term, layer)
+
+
+def test_a_discriminator_is_named():
+    spec = Spec(MODELS["plain"], ObjectiveSpec("factor"), batch_size=BATCH)
+    params, stats = building.parameters(spec.model)
+    adversary = objectives.init_adversary(spec, jax.random.key(0))
+    adversary["layer_0"]["dense"]["kernel"] *= jnp.nan
+    state = diverged_state(spec, {**params, "discriminator": adversary}, stats)
+    cause = divergence.diagnose(spec, building.examples(10, 6), state)
+    assert cause == (3, "loss", "discriminator/output")
+
+
+def test_what_the_encoder_sees_is_corrupted_again():
+    # Only with the noise of the step is an input beyond float32.
+    spec = spec_of("point")
+    params, stats = building.parameters(spec.model)
+    state = diverged_state(spec, params, stats, corruption_level=3e38)
+    cause = divergence.diagnose(spec, building.examples(10, 6), state)
+    assert cause == (3, "rate", "encoder/layer_0")
 
 
 def test_a_shared_variance_that_underflows_is_named():

@@ -9,7 +9,7 @@ import scipy.special
 import scipy.stats
 
 from tests.vae.building import examples, hand_made, parameters, population
-from vae import evaluate, random, train
+from vae import evaluate, model, random, train
 from vae.hparams import HParams
 from vae.spec import ModelSpec, OptimizerSpec, Spec
 
@@ -198,3 +198,81 @@ def test_batch_norm_is_evaluated_with_running_statistics():
         evaluate.evaluate(spec, "vmap", 1, batch_size, pop, DATA, TEST) for batch_size in (1, 13)
     )
     np.testing.assert_allclose(one["elbo"], many["elbo"], rtol=1e-5)
+
+
+@functools.cache
+def discrete(posterior):
+    spec = ModelSpec(
+        (5,), 2, depth=1, width=4, likelihood="gaussian", posterior=posterior, codes=3, code_dim=2
+    )
+    params, stats = parameters(spec)
+    return spec, params, stats, hand_made(Spec(spec), params, stats, seed=3, sigma=0.7)
+
+
+def exact_log_px(spec, params, stats):
+    """log Σ_z p(x|z)/3² of each example, over the nine pairs of codes, [N]."""
+    book = np.eye(3) if spec.posterior == "categorical" else stats["posterior"]["codebook"]
+    z = jnp.stack([jnp.asarray(book[np.array(c)]).reshape(-1) for c in np.ndindex(3, 3)])
+    decoded, _ = model.decode(spec, params, stats, HParams(), jnp.float32(z), train=False)
+    output = np.float64(decoded.heads["output"])
+    log_px = scipy.stats.norm.logpdf(np.float64(DATA.raw)[:, None], output[None], 0.7).sum(-1)
+    return scipy.special.logsumexp(log_px, axis=1) - np.log(9)
+
+
+def test_importance_sampling_of_classes_reaches_the_sum_over_all():
+    spec, params, stats, pop = discrete("categorical")
+    exact = exact_log_px(spec, params, stats)
+    index = jnp.arange(N)
+    many, few = (
+        np.float64(evaluate.iw_bounds(spec, "vmap", k, 13, pop, DATA, TEST, index)[0])
+        for k in (20_000, 1)
+    )
+    # Nine values: the weights are bounded by 1/q, so that 20,000 leave an error below a percent.
+    np.testing.assert_allclose(many, exact, atol=0.03)
+    result = evaluate.evaluate(spec, "vmap", 50, 13, pop, DATA, TEST)
+    assert float(result["elbo"][0]) < exact.mean() - 1e-3
+    assert np.max(np.abs(few - exact)) > 0.1
+
+
+def test_a_code_is_a_bound_without_a_gap_of_sampling():
+    # q is one code: log p(x, z) = log p(x|z) − 2 ln 3, which is a term of the sum over all.
+    spec, params, stats, pop = discrete("vq")
+    result = evaluate.evaluate(spec, "vmap", 1, 13, pop, DATA, TEST)
+    assert float(result["rate"][0]) == pytest.approx(2 * np.log(3), rel=1e-6)
+    np.testing.assert_allclose(result["kl_per_dim"][0], np.log(3), rtol=1e-6)
+    bound = evaluate.iw_bound(spec, "vmap", 70, 13, pop, DATA, TEST)
+    assert float(bound[0]) == pytest.approx(float(result["elbo"][0]), rel=1e-5)
+    assert float(bound[0]) < exact_log_px(spec, params, stats).mean()
+
+
+def test_the_units_of_discrete_latents_are_variables():
+    # A variable is active by the sum of the variances of its numbers.
+    spec, params, stats, pop = discrete("categorical")
+    result = evaluate.evaluate(spec, "vmap", 1, 5, pop, DATA, TEST)
+    means = jax.vmap(lambda x: model.encode(spec, params, stats, HParams(), x, False)[0].mean)(
+        DATA.raw
+    )
+    variance = np.float64(means).var(0).reshape(2, 3).sum(1)
+    assert int(result["active_units"][0]) == np.sum(variance > 0.01) == 2
+    assert result["kl_per_dim"].shape == (1, 2)
+
+
+def test_a_rate_without_a_closed_form_is_one_number():
+    spec = dataclasses.replace(SPEC.model, posterior="coupling", prior="mixture", flow_width=4)
+    params, stats = parameters(spec)
+    pop = hand_made(Spec(spec), params, stats, seed=3, sigma=0.7)
+    result = evaluate.evaluate(spec, "vmap", 4, 5, pop, DATA, TEST)
+    assert result["kl_per_dim"].shape == (1, 1)
+    np.testing.assert_allclose(result["kl_per_dim"][0], result["rate"], rtol=1e-6)
+
+
+def test_bits_per_dimension_of_discrete_data():
+    spec = dataclasses.replace(SPEC.model, likelihood="logistic_shared")
+    params, stats = parameters(spec)
+    grey = np.random.default_rng(0).integers(0, 256, (N, 5)) / 255
+    data = dataclasses.replace(DATA, raw=jnp.float32(grey))
+    pop = hand_made(Spec(spec), params, stats)
+    result = evaluate.evaluate(spec, "vmap", 2, 13, pop, data, TEST)
+    expected = -float(result["elbo"][0]) / (5 * np.log(2))
+    assert float(result["bpd"][0]) == pytest.approx(expected, rel=1e-6)
+    assert "bpd" not in evaluate.evaluate(SPEC.model, "vmap", 1, 13, model_population(), DATA, TEST)

@@ -20,11 +20,37 @@ def test_eleven_layers_are_in_order_of_depth_not_of_spelling():
     ]
 
 
+def test_parts_are_in_the_order_of_computation():
+    spec = ModelSpec(
+        (4,),
+        3,
+        depth=1,
+        width=3,
+        posterior="coupling",
+        prior="mixture",
+        likelihood="gaussian_pixel",
+        flow_layers=11,
+        flow_width=2,
+    )
+    params, _ = parameters(spec)
+    params["discriminator"] = {"output": params["decoder"]["output"], "layer_0": {}}
+    assert layer_names(params) == [
+        *(f"encoder/{name}" for name in ("layer_0", "mean", "scale", "context")),
+        *(f"posterior/layer_{i}" for i in range(11)),
+        "prior/mixture",
+        *(f"decoder/{name}" for name in ("layer_0", "output", "variance")),
+        "discriminator/layer_0",
+        "discriminator/output",
+    ]
+
+
 @pytest.mark.parametrize(
     "spec",
     [
         ModelSpec((4,), 2, depth=2, width=3, norm="batch", likelihood="gaussian_shared"),
         ModelSpec((4, 4, 1), 2, "conv", 1, 3, norm="layer", likelihood="gaussian_pixel"),
+        ModelSpec((4,), 2, depth=1, width=3, posterior="iaf", prior="vamp", flow_layers=2),
+        ModelSpec((4,), 2, depth=1, width=3, posterior="full", prior="flow", flow_layers=2),
     ],
 )
 def test_norms_are_over_all_leaves_of_a_layer(spec):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tests.vae.building import hand_made, parameters, population
-from vae import evaluate, model, objectives, train
+from tests.vae.building import COMPILE_FAST, context, hand_made, parameters, population
+from vae import bounds, evaluate, model, objectives, train
 from vae.data import Examples, Transform
 from vae.hparams import HParams, stack
 from vae.spec import ModelSpec, ObjectiveSpec, OptimizerSpec, Spec
@@ -131,6 +131,52 @@ class TestBound:
         spread = float(np.std(np.asarray(log_px), axis=1).mean()) / np.sqrt(4 * n)
         assert abs(float(result["elbo"][0]) - expected) < 5 * spread
         assert spread < 0.02
+
+
+class TestEveryBound:
+    """What is reported under the name `bound` is no more than log p(x), whatever is trained."""
+
+    @staticmethod
+    def gaps(name, offset, log_ratio=0.0, n=4000, **numbers):
+        """log p(x) − bound of n examples, each with noise of its own; float64."""
+        samples, groups = 3, 2 if name in ("miwae", "piwae") else 1
+        spec = Spec(SPEC, ObjectiveSpec(name, samples=samples, groups=groups))
+        x, rng = draw(n), np.random.default_rng(5)
+        noise = rng.normal(size=(n, samples * groups, 2))
+        with jax.enable_x64(True):
+            params = jax.tree.map(jnp.asarray, linear_parameters(offset, log_ratio))
+            # β is a weight of the loss and not of what is reported.
+            run = HParams(sigma=SIGMA, beta=7.0, **numbers)
+            run = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), run)
+
+            def one(x, noise):
+                def terms_of(path, held):
+                    return model.terms(SPEC, params, STATS, run, x, noise, True, path=path)
+
+                _, extra, terms, _ = objectives.example_loss(context(spec, run), terms_of)
+                bound = extra.get("bound", jnp.mean(objectives.iw_log_weights(terms)))
+                return bound, objectives.metrics(terms)["elbo"]
+
+            batch = jax.jit(jax.vmap(one, axis_name="batch"), compiler_options=COMPILE_FAST)
+            values = batch(jnp.asarray(x), jnp.asarray(noise))
+        return tuple(log_marginal(x) - np.asarray(a) for a in values)
+
+    @pytest.mark.parametrize("name", bounds.BOUNDS)
+    def test_it_is_below_the_marginal_likelihood(self, name):
+        numbers = [{"renyi_alpha": a} for a in (0.0, 0.5, 3.0)] if name == "renyi" else [{}]
+        for given in numbers:
+            gap, elbo_gap = self.gaps(name, (0.8, -0.6), log_ratio=0.3, **given)
+            error = gap.std() / np.sqrt(len(gap))
+            assert gap.mean() > 5 * error
+            # And, for α ≤ 1, not below the ELBO, of which `elbo` has its own.
+            if given.get("renyi_alpha", 0) <= 1 and name != "elbo":
+                both = np.sqrt(gap.var() + elbo_gap.var()) / np.sqrt(len(gap))
+                assert elbo_gap.mean() - gap.mean() > 5 * both
+
+    @pytest.mark.parametrize("name", bounds.BOUNDS)
+    def test_it_is_the_marginal_likelihood_at_the_posterior(self, name):
+        gap, _ = self.gaps(name, (0.0, 0.0), n=20)
+        np.testing.assert_allclose(gap, 0, atol=1e-9)
 
 
 class TestImportanceWeights:

@@ -31,6 +31,11 @@ ACTIVATIONS = {
 }
 
 
+def encoder(spec):
+    """The encoder of a diagonal Gaussian."""
+    return nets.Encoder(spec, (("mean", spec.latent_dim), ("scale", spec.latent_dim)))
+
+
 def shapes(spec):
     """Parameters and statistics as shapes alone."""
     return jax.eval_shape(
@@ -43,8 +48,9 @@ def posterior_and_output(spec, params, stats, x, z, train=False):
     """Encoder and decoder on a batch: x [B, *x], z [B, K, d]."""
 
     def one(x, z):
-        posterior, encoder_stats = model.encode(spec, params, stats, x, train)
-        output, logvar, decoder_stats = model.decode(spec, params, stats, z, jnp.ones(()), train)
+        posterior, encoder_stats = model.encode(spec, params, stats, HParams(), x, train)
+        decoded, decoder_stats = model.decode(spec, params, stats, HParams(), z, train)
+        output, logvar = decoded.heads["output"], decoded.heads.get("logvar")
         return (posterior, output, logvar), {"encoder": encoder_stats, "decoder": decoder_stats}
 
     return jax.vmap(one, axis_name="batch", out_axes=(0, None))(x, z)
@@ -126,7 +132,7 @@ def test_mlp_is_the_formula(norm, residual):
     h = x
     for i in range(3):
         h = numpy_layer(spec, params["encoder"][f"layer_{i}"], h)
-    for name, value in zip(("mean", "scale"), posterior, strict=True):
+    for name, value in zip(("mean", "scale"), posterior[:2], strict=True):
         np.testing.assert_allclose(value[0], head(params["encoder"][name], h), rtol=1e-4, atol=1e-5)
     h = z
     for i in range(3):
@@ -212,10 +218,10 @@ def test_residual_growth(residual, growth):
         ),
         shapes(spec)[0]["encoder"],
     )
-    means, _ = jax.jit(
-        jax.vmap(lambda p: nets.Encoder(spec).apply({"params": p}, jnp.ones(n), False))
-    )(params)
-    ratios = np.sum(np.square(np.float64(means)), axis=1) / n
+    heads = jax.jit(jax.vmap(lambda p: encoder(spec).apply({"params": p}, jnp.ones(n), False)))(
+        params
+    )
+    ratios = np.sum(np.square(np.float64(heads["mean"])), axis=1) / n
     error = ratios.std() / math.sqrt(num_nets)
     assert error < 0.05 * growth(depth)
     assert abs(ratios.mean() - growth(depth)) < 5 * error
@@ -271,15 +277,15 @@ def test_convolutions_halve_and_double(shape, sizes):
             )
             return state["intermediates"]
 
-        return apply(nets.Encoder(spec), x), apply(nets.Decoder(spec), z)
+        return apply(encoder(spec), x), apply(nets.Decoder(spec, (("output", shape[2]),)), z)
 
-    encoder, decoder = jax.eval_shape(layers, jnp.zeros(shape), jnp.zeros(2))
+    down, up = jax.eval_shape(layers, jnp.zeros(shape), jnp.zeros(2))
     for i in range(3):
-        seen[i] = encoder[f"layer_{i}"]["__call__"][0].shape
+        seen[i] = down[f"layer_{i}"]["__call__"][0].shape
         assert seen[i] == (*sizes[i + 1], (4, 5, 6)[i])
-        assert decoder[f"layer_{i}"]["__call__"][0].shape == (*sizes[2 - i], (5, 4, 4)[i])
-    assert decoder["project"]["__call__"][0].shape == (math.prod(sizes[3]) * 6,)
-    assert decoder["output"]["__call__"][0].shape == shape
+        assert up[f"layer_{i}"]["__call__"][0].shape == (*sizes[2 - i], (5, 4, 4)[i])
+    assert up["project"]["__call__"][0].shape == (math.prod(sizes[3]) * 6,)
+    assert up["output"]["__call__"][0].shape == shape
     assert nets.NETS["conv"].hidden_values(spec) == sum(math.prod(s) for s in seen.values())
 
 
@@ -349,6 +355,48 @@ def test_batch_norm_uses_and_keeps_the_moments_of_the_batch():
     kept = jax.tree.map(np.float64, new["decoder"]["layer_0"]["norm"]["batch"])
     np.testing.assert_allclose(output, expected(**kept), rtol=1e-4, atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, same, new)
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv"])
+def test_heads_have_numbers_for_each_pixel(net):
+    # As many as a pixel has values: the shape of x. Otherwise the pixels, and so many numbers.
+    spec = ModelSpec((4, 3, 2), 2, net, 1, 3)
+    heads = (("output", 2), ("mixture", 5))
+    out, _ = jax.eval_shape(
+        lambda z: nets.Decoder(spec, heads).init_with_output(jax.random.key(0), z, True),
+        jnp.zeros(2),
+    )
+    assert {name: a.shape for name, a in out.items()} == {
+        "output": (4, 3, 2),
+        "mixture": (4, 3, 5),
+    }
+    # Of a vector each value is a pixel.
+    out, _ = jax.eval_shape(
+        lambda z: nets.Decoder(ModelSpec((6,), 2), (("output", 1), ("logits", 5))).init_with_output(
+            jax.random.key(0), z, True
+        ),
+        jnp.zeros(2),
+    )
+    assert {name: a.shape for name, a in out.items()} == {"output": (6,), "logits": (6, 5)}
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv"])
+def test_a_discriminator_reads_the_features_of_its_trunk(net):
+    spec = ModelSpec((4, 4, 1), 2, net, 2, (3, 5), activation="leaky_relu", init="he")
+    rng, x = np.random.default_rng(0), jax.random.normal(jax.random.key(1), (4, 4, 1))
+    shapes = jax.eval_shape(nets.Discriminator(spec).init, jax.random.key(0), x)
+    variables = jax.tree.map(lambda a: jnp.float32(rng.normal(size=a.shape)), shapes)
+    logit, features = nets.Discriminator(spec).apply(variables, x)
+    # The trunk is the encoder's, layer by layer.
+    trunk = {name: a for name, a in variables["params"].items() if name != "output"}
+    head = {"kernel": jnp.eye(len(features)), "bias": jnp.zeros(len(features))}
+    same = nets.Encoder(spec, (("mean", len(features)),)).apply(
+        {"params": {**trunk, "mean": head}}, x, True
+    )
+    np.testing.assert_allclose(features, same["mean"], rtol=1e-6)
+    output = jax.tree.map(np.float64, variables["params"]["output"])
+    expected = np.float64(features) @ output["kernel"][:, 0] + output["bias"][0]
+    assert logit.shape == () and float(logit) == pytest.approx(expected, rel=1e-5)
 
 
 def test_names_of_the_layers():

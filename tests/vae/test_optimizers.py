@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,3 +134,53 @@ def test_moving_average():
         expected = d * expected + (1 - d) * value
         trace.append((float(average), expected))
     np.testing.assert_allclose(*zip(*trace, strict=True), rtol=1e-5, atol=1e-6)
+
+
+PARTS = {"encoder": START, "decoder": START, "discriminator": START}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_discriminator_has_an_optimizer_of_its_own(name):
+    # Its own decay of the gradient's average, and no weight decay; the VAE's is as without it.
+    spec, numbers = OptimizerSpec(name=name), HPARAMS.replace(discriminator_b1=0.3)
+    alone = HPARAMS.replace(b1=0.3, weight_decay=0.0)
+
+    def directions(hparams, params):
+        def body(state, t):
+            grads = jax.tree.map(lambda p: jnp.sin(t.astype(jnp.float32) + p), params)
+            updates, state = optimizers.update(spec, hparams, grads, state, params, jnp.float32(0))
+            return state, updates
+
+        start = optimizers.init(spec, hparams, params)
+        return jax.lax.scan(body, start, jnp.arange(5, dtype=jnp.int32))[1]
+
+    both = directions(numbers, PARTS)
+    vae = directions(numbers, dict.fromkeys(("encoder", "decoder"), START))
+    discriminator = directions(alone, {"encoder": START})
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+    for part in ("encoder", "decoder"):
+        jax.tree.map(close, both[part], vae[part])
+    jax.tree.map(close, both["discriminator"], discriminator["encoder"])
+    assert not np.allclose(both["encoder"]["w"], both["discriminator"]["w"], rtol=1e-3)
+
+
+def test_plateau_is_seen_beside_a_discriminator():
+    spec = OptimizerSpec(
+        name="sgd", schedule="plateau", plateau_patience=1, plateau_window=1, plateau_factor=0.5
+    )
+    state = optimizers.init(spec, HPARAMS, PARTS)
+    for expected in (1, 0.5, 0.25):
+        _, state = optimizers.update(spec, HPARAMS, PARTS, state, PARTS, jnp.float32(1))
+        assert float(optimizers.plateau_scale(spec, state)) == expected
+
+
+def test_learning_rate_factors_of_the_parts():
+    numbers = HParams(encoder_lr_factor=2.0, discriminator_lr_factor=3.0)
+    parts = dict.fromkeys(("encoder", "posterior", "prior", "decoder", "discriminator"))
+    assert optimizers.lr_factors(numbers, parts) == {
+        "encoder": 2.0,
+        "posterior": 2.0,
+        "prior": None,
+        "decoder": None,
+        "discriminator": 3.0,
+    }

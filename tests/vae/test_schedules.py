@@ -41,6 +41,30 @@ def test_no_warmup_is_the_constant():
     assert np.all(beta("linear", beta=2.0, beta_warmup_steps=0.0) == 2)
 
 
+def test_sigmoid_beta():
+    value = beta("sigmoid", beta=2.0, beta_warmup_steps=80.0)
+    np.testing.assert_allclose(value, 2 / (1 + np.exp(-12 * (STEPS / 80 - 0.5))), rtol=1e-5)
+    # From 0.25% over one half in the middle to 99.75% at the end of the warm-up.
+    np.testing.assert_allclose(value[[0, 40, 80]] / 2, [0.0025, 0.5, 0.9975], atol=3e-5)
+    assert np.all(beta("sigmoid", beta=2.0, beta_warmup_steps=0.0) == 2)
+
+
+@pytest.mark.parametrize("steps", [0.0, 1.0, 60.0])
+def test_capacity(steps):
+    run = jax.tree.map(lambda a: a[0], stack([HParams(capacity=25.0, capacity_steps=steps)]))
+    value = jax.vmap(schedules.capacity, (0, None))(jnp.int32(STEPS), run)
+    expected = 25 * np.minimum(1, STEPS / steps) if steps else np.full(len(STEPS), 25.0)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_temperature_falls_to_its_floor():
+    numbers = HParams(temperature=2.0, temperature_min=0.5, temperature_steps=100.0)
+    run = jax.tree.map(lambda a: a[0], stack([numbers]))
+    value = np.asarray(jax.vmap(schedules.temperature, (0, None))(jnp.int32(STEPS), run))
+    np.testing.assert_allclose(value, np.maximum(0.5, 2 * np.exp(-STEPS / 100)), rtol=1e-6)
+    assert value[0] == 2 and value[-1] == 0.5 and value[137] > 0.5
+
+
 @pytest.mark.parametrize(
     ("total", "cycles"), [(240.0, 4.0), (240.0, 1.0), (100.0, 6.0), (240.0, 7.0)]
 )
@@ -80,7 +104,7 @@ def test_learning_rate(name, formula, warmup):
 
 
 def test_every_schedule_of_the_config_is_tested():
-    assert set(schedules.BETA_SCHEDULES) == {"constant", "linear", "cyclical"}
+    assert set(schedules.BETA_SCHEDULES) == {"constant", "linear", "sigmoid", "cyclical"}
     assert set(schedules.LEARNING_RATE_SCHEDULES) == {
         "constant",
         "plateau",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.vae.building import examples, order_of, population
-from vae import model, objectives, optimizers, random, schedules, train
+from vae import loss, model, objectives, optimizers, random, schedules, train
 from vae.data import Examples, Transform
 from vae.hparams import HParams
 from vae.spec import ModelSpec, ObjectiveSpec, OptimizerSpec, Spec
@@ -55,8 +55,7 @@ class TestBatches:
     def test_those_of_an_epoch_are_its_order(self):
         for epoch in (0, 4):
             batches = [
-                train.batch_at(SPEC, DATA, jnp.uint32(0), jnp.int32(3 * epoch + i))
-                for i in range(3)
+                loss.batch_at(SPEC, DATA, jnp.uint32(0), jnp.int32(3 * epoch + i)) for i in range(3)
             ]
             index = np.concatenate([b.index for b in batches])
             np.testing.assert_array_equal(index, order_of(0, epoch, 29)[:24])
@@ -65,7 +64,7 @@ class TestBatches:
 
     def test_images_keep_their_shape(self):
         data = Examples(jnp.arange(29 * 4 * 3, dtype=jnp.uint8).reshape(29, 4, 3, 1), Transform())
-        batch = train.batch_at(SPEC, data, jnp.uint32(0), jnp.int32(2))
+        batch = loss.batch_at(SPEC, data, jnp.uint32(0), jnp.int32(2))
         assert batch.raw.shape == (8, 4, 3, 1)
         np.testing.assert_array_equal(batch.raw, np.asarray(data.raw)[batch.index])
 
@@ -96,7 +95,7 @@ def test_the_interval_is_the_mean_of_its_steps():
     for name in train.METRICS:
         values = np.float64([s.interval.means[name][0] for s in steps[1:]])
         assert float(whole.interval.means[name][0]) == pytest.approx(values.mean(), rel=1e-5)
-        assert name in ("beta", "learning_rate") or values.std() > 1e-3
+        assert name in ("beta", "learning_rate", "clipped", "skipped") or values.std() > 1e-3
     np.testing.assert_array_equal(whole.interval.grad_norms, steps[-1].interval.grad_norms)
     norms = np.float64(steps[-1].interval.grad_norms[0])
     assert np.linalg.norm(norms) == pytest.approx(
@@ -136,11 +135,11 @@ def test_mean_of_per_example_gradients(norm):
 
     @jax.jit
     def gradient(index):
-        batch = train.Batch(DATA.raw[index], index)
-        loss = functools.partial(train.batch_loss, spec, Transform())
-        return jax.grad(lambda p: loss(p, state.stats, state.hparams, state.step + 6, batch)[0])(
-            state.params
-        )
+        batch = loss.Batch(DATA.raw[index], index)
+        batch_loss = functools.partial(loss.batch_loss, spec, Transform())
+        return jax.grad(
+            lambda p: batch_loss(p, state.stats, state.hparams, state.step + 6, batch)[0]
+        )(state.params)
 
     together = gradient(index)
     each = [gradient(index[i : i + 1]) for i in range(8)]
@@ -216,3 +215,153 @@ def test_hparams_make_the_schedule_of_the_step():
     for t, state in enumerate(every_step((), 12)[1:]):
         expected = schedules.linear_beta(jnp.int32(t), run_of(state).hparams)
         assert state.interval.means["beta"][0] == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_updates_with_a_clipped_gradient_are_counted():
+    # The median norm as the threshold: some are over it, some are not.
+    norms = [float(s.interval.means["grad_norm"][0]) for s in every_step((), 12)[1:]]
+    clip = float(np.float32(np.median(norms)))
+    states = every_step((("clip_norm", clip), ("learning_rate", 1e-12)), 12)[1:]
+    over = [float(s.interval.means["grad_norm"][0]) > clip for s in states]
+    assert 0 < sum(over) < 12
+    assert [float(s.interval.means["clipped"][0]) for s in states] == over
+    assert [int(s.states.clipped[0]) for s in states] == np.cumsum(over).tolist()
+    assert all(int(s.states.skipped[0]) == 0 for s in states)
+
+
+class TestSkippedSteps:
+    SPEC = Spec(
+        ModelSpec((6,), 2, depth=1, width=8, norm="batch", likelihood="gaussian_optimal"),
+        ObjectiveSpec(),
+        OptimizerSpec(name="adam", ema=True, skip=True),
+        batch_size=8,
+    )
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def states(cls):
+        """After each of nine steps, those of large examples passed over."""
+        # Every seventh example is thirty times as large: of those a batch has more or fewer.
+        raw = DATA.raw * jnp.where(jnp.arange(29) % 7 == 0, 30.0, 1.0)[:, None]
+        data = Examples(raw, Transform())
+        run = dataclasses.replace(RUN, ema_decay=0.5, skip_norm=cls.threshold(data))
+        return cls.after_each_step(run, data)
+
+    @classmethod
+    def after_each_step(cls, run, data):
+        pop, states = population(cls.SPEC, [run]), []
+        for _ in range(9):
+            states.append(jax.tree.map(jnp.copy, pop))
+            pop = train.train_chunk(cls.SPEC, "vmap", train.reset_interval(pop), data, 1)
+        return [*states, pop]
+
+    @classmethod
+    def threshold(cls, data):
+        free = cls.after_each_step(dataclasses.replace(RUN, ema_decay=0.5), data)[1:]
+        return float(np.median([s.interval.means["grad_norm"][0] for s in free]))
+
+    def test_a_skipped_step_leaves_no_trace(self, states):
+        skipped = [float(s.interval.means["skipped"][0]) for s in states[1:]]
+        assert set(skipped) == {0.0, 1.0}
+        kept = ("params", "stats", "opt_state", "ema")
+        for before, after, was in zip(states, states[1:], skipped, strict=False):
+            norm = float(after.interval.means["grad_norm"][0])
+            assert was == (norm > float(after.states.hparams.skip_norm[0]))
+            assert after.states.step[0] == before.states.step[0] + 1
+            for name in kept:
+                old, new = getattr(before.states, name), getattr(after.states, name)
+                if was:
+                    assert_same_bits(old, new)
+                else:
+                    same = jax.tree.map(np.array_equal, old, new)
+                    assert not all(jax.tree.leaves(same))
+        counts = [int(s.states.skipped[0]) for s in states[1:]]
+        assert counts == np.cumsum(skipped).tolist()
+        assert not states[-1].states.diverged[0]
+
+    def test_without_a_threshold_nothing_is_skipped(self):
+        pop = population(self.SPEC, [RUN])
+        plain = dataclasses.replace(self.SPEC, optimizer=OptimizerSpec(name="adam", ema=True))
+        other = population(plain, [RUN])
+        pop = train.train_chunk(self.SPEC, "vmap", pop, DATA, 5)
+        other = train.train_chunk(plain, "vmap", other, DATA, 5)
+        assert pop.states.skipped[0] == 0
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
+            pop.states,
+            other.states,
+        )
+
+
+def test_the_encoder_and_its_flow_have_a_rate_of_their_own():
+    spec = Spec(
+        ModelSpec((6,), 2, depth=1, width=8, posterior="coupling", prior="mixture", flow_width=4),
+        optimizer=OptimizerSpec(name="sgd"),
+        batch_size=8,
+    )
+    changes = []
+    for factor in (1.0, 0.25):
+        start = population(spec, [HParams(learning_rate=0.01, encoder_lr_factor=factor)])
+        before = jax.tree.map(jnp.copy, start.states.params)
+        after = train.train_chunk(spec, "vmap", start, DATA, 1).states.params
+        changes.append(jax.tree.map(lambda a, b: np.float64(b) - np.float64(a), before, after))
+    for part in changes[0]:
+        times = 0.25 if part in ("encoder", "posterior") else 1.0
+        # The change is a difference of float32 parameters of size 1: its error is 1e-7.
+        jax.tree.map(
+            lambda a, b, times=times: np.testing.assert_allclose(b, times * a, atol=2e-7),
+            changes[0][part],
+            changes[1][part],
+        )
+        assert max(np.max(np.abs(a)) for a in jax.tree.leaves(changes[0][part])) > 1e-5
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder", ""])
+def test_a_held_part_has_no_gradient_and_the_other_its_own(part):
+    names = {
+        "encoder": {"encoder", "posterior"},
+        "decoder": {"decoder", "likelihood", "prior"},
+        "": set(),
+    }[part]
+    params = {
+        name: jnp.float32(i)
+        for i, name in enumerate(("encoder", "posterior", "decoder", "likelihood", "prior"), 1)
+    }
+
+    def total(params):
+        return sum(jnp.square(v) for v in loss.hold(params, part).values())
+
+    grads = jax.grad(total)(params)
+    for name, value in params.items():
+        assert float(grads[name]) == (0 if name in names else 2 * float(value))
+
+
+def test_corruption_is_what_it_says():
+    x, keys = jnp.full(4, 0.5), jax.random.split(jax.random.key(0), 20_000)
+    numbers = HParams(corruption_level=0.3)
+
+    def seen(kind):
+        return np.float64(jax.vmap(lambda k: loss.corrupt(kind, numbers, x, k))(keys))
+
+    np.testing.assert_array_equal(loss.corrupt("none", numbers, x, keys[0]), x)
+    noise = seen("gaussian") - 0.5
+    n = noise.size
+    # Five standard errors: σ/√n of a mean, σ/√(2n) of a standard deviation.
+    assert abs(noise.mean()) < 5 * 0.3 / np.sqrt(n)
+    assert abs(noise.std() - 0.3) < 5 * 0.3 / np.sqrt(2 * n)
+    masked = seen("mask")
+    assert set(np.unique(masked)) == {0.0, 0.5}
+    assert abs(np.mean(masked == 0) - 0.3) < 5 * np.sqrt(0.3 * 0.7 / n)
+
+
+def test_the_decoder_is_asked_for_the_clean_example():
+    # The encoder is deaf, so that the corruption cannot reach the loss but through the target.
+    losses = {}
+    for kind in ("none", "gaussian", "mask"):
+        spec = dataclasses.replace(
+            SPEC, objective=dataclasses.replace(SPEC.objective, corruption=kind)
+        )
+        deaf = dataclasses.replace(RUN, init_gain=0.0, corruption_level=0.7)
+        pop = train.train_chunk(spec, "vmap", population(spec, [deaf]), DATA, 1)
+        losses[kind] = float(pop.interval.means["distortion"][0])
+    assert losses["none"] == losses["gaussian"] == losses["mask"]

@@ -15,7 +15,7 @@ from vae.errors import UserError
 SCALINGS = ("unit", "symmetric", "standardize", "none")
 BINARIZATIONS = ("none", "threshold", "static", "dynamic")
 # Separate streams of fixed bits for the two splits of one data seed.
-_STREAM = {"train": 0, "test": 1}
+_STREAM = {"train": 0, "test": 1, "some": 2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +70,19 @@ class Dataset:
     def train_mean(self) -> np.ndarray:
         """Mean training input, float32 [*x]; for dynamic bits the mean probability."""
         return _scale(self.transform, self.train.mean(axis=0, dtype=np.float64))
+
+    @property
+    def bytes(self) -> bool:
+        """Whether model inputs are whole bytes, k/255: what 256 levels are."""
+        protocol = self.protocol
+        raw = self.train.dtype == np.uint8 and protocol["max_value"] == 255
+        return raw and protocol["binarization"] == "none" and protocol["scaling"] == "unit"
+
+    def some_inputs(self, count: int) -> np.ndarray:
+        """`count` training inputs, float32 [count, *x], chosen by the data seed, none twice."""
+        rng = np.random.default_rng((self.seed, _STREAM["some"]))
+        chosen = rng.choice(self.num_train, count, replace=False)
+        return _scale(self.transform, self.train[chosen].astype(np.float64))
 
     def evaluation(
         self, split: Literal["train", "test"], limit: int | None = None

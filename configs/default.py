@@ -65,35 +65,121 @@ def get_config() -> ml_collections.ConfigDict:
     # none; plain (x + f(x)); scaled (x + f(x) / √depth); zero_init (x + g f(x), the gate g learned
     # from 0). Others than none need net mlp and equal widths.
     model.residual = "none"
-    # p(x|z): bernoulli (values in [0, 1]); gaussian (fixed sigma); gaussian_shared (one learned
-    # variance); gaussian_pixel (one learned variance per pixel); gaussian_optimal (the analytic
-    # optimum for the batch, σ-VAE, Rybkin et al. 2021).
+    # p(x|z). Values in [0, 1]: bernoulli, continuous_bernoulli. Any values: gaussian, laplace,
+    # student (fixed sigma); gaussian_shared, laplace_shared, student_shared (one learned scale);
+    # gaussian_pixel, laplace_pixel, student_pixel (one learned scale per pixel); gaussian_optimal
+    # (the analytic optimum for the batch, σ-VAE, Rybkin et al. 2021). Bytes as they are
+    # (data.scaling unit, no binarisation), with bits per value as test/bpd: categorical (256
+    # classes), logistic_shared, logistic_pixel (discretised logistic), logistic_mixture (ten of
+    # them per pixel, Salimans et al. 2017).
     model.likelihood = "bernoulli"
-    # N. Standard deviation of gaussian, starting value of gaussian_shared, of scaled data. > 0.
+    # N. Scale of the likelihoods with a fixed one, starting value of _shared, of scaled data. > 0.
     model.sigma = 1.0
-    # What the encoder's scale head outputs: logvar (log σ²); softplus (σ = softplus of it).
-    model.posterior_scale = "logvar"
+    # N. student: degrees of freedom. > 0.
+    model.student_df = 5.0
     # The decoder's initial output bias: zero; data_mean (its first output is the mean image).
     model.output_bias = "zero"
+    # q(z|x): gaussian (diagonal); full (covariance); low_rank (diagonal + factors); iaf (inverse
+    # autoregressive flow), coupling (flow); point (no distribution: objectives autoencoder and
+    # mmd); categorical (Gumbel-softmax); vq (codebook: objective vq).
+    model.posterior = "gaussian"
+    # What the encoder's scale head outputs: logvar (log σ²); softplus (σ = softplus of it); floored
+    # (log σ² below the point where the KL of each dimension is at least model.rate_floor: δ-VAE).
+    model.posterior_scale = "logvar"
+    # N. floored: nats per dimension. In (0, 1e4].
+    model.rate_floor = 0.1
+    # low_rank: number of factors. Whole number >= 1.
+    model.posterior_rank = 4
+    # categorical: classes of each of latent_dim variables; vq: entries of the codebook. >= 2.
+    model.codes = 16
+    # vq: length of a codebook entry; latent_dim entries make a z. Whole number >= 1.
+    model.code_dim = 8
+    # N. vq: decay per step of the averages that make the codebook. In [0, 1).
+    model.codebook_decay = 0.99
+    # N. categorical: temperature at the start of training (evaluation draws hard samples). > 0.
+    model.temperature = 1.0
+    # N. categorical: smallest temperature. > 0.
+    model.temperature_min = 0.5
+    # N. categorical: steps in which the temperature falls by a factor e. > 0.
+    model.temperature_steps = 1000.0
+    # p(z): standard (N(0, I); uniform for discrete latents); mixture (learned Gaussians); vamp
+    # (posteriors at learned pseudo-inputs, Tomczak and Welling 2018); flow (coupling flow).
+    model.prior = "standard"
+    # mixture, vamp: number of components, for vamp at most the training examples. >= 1.
+    model.prior_components = 50
+    # Layers of a posterior or prior that is a flow. Whole number >= 1.
+    model.flow_layers = 4
+    # Hidden units of each, for iaf at least latent_dim. Whole number >= 1.
+    model.flow_width = 64
 
     config.objective = objective = ml_collections.ConfigDict()
-    # elbo: minimise distortion + beta × rate, in nats per example.
+    # What is minimised, in nats per example. Bounds of several samples: iwae; miwae, piwae (groups
+    # of samples); ciwae; renyi. Others are distortion + beta × rate (elbo) and something more:
+    # capacity (|rate − capacity| in place of the rate), tcvae, factor (total correlation), dip_i,
+    # dip_ii (moments of the aggregate posterior), mmd (InfoVAE, WAE), vaegan, vq; autoencoder is
+    # the distortion alone. configs/objectives/ has one config for each.
     objective.name = "elbo"
+    # Of the gradient: reparameterization; stl (without the score of q, Roeder et al. 2017); dreg
+    # (doubly reparameterised, Tucker et al. 2019); score (score function with leave-one-out
+    # baseline, VIMCO). The objectives that are no bounds take the first two.
+    objective.estimator = "reparameterization"
+    # The KL in the loss: analytic; sampled; auto (analytic where it has a closed form).
+    objective.kl = "auto"
     # N. Weight of the rate; 1 is the ELBO. >= 0.
     objective.beta = 1.0
-    # constant; linear (warm-up from 0 to beta); cyclical (repeated warm-ups, Fu et al. 2019).
+    # constant; linear, sigmoid (warm-up from 0 to beta); cyclical (repeated warm-ups, Fu et al.
+    # 2019).
     objective.beta_schedule = "constant"
-    # N. linear: training steps until beta is reached. >= 0.
+    # N. linear, sigmoid: training steps until beta is reached. >= 0.
     objective.warmup_steps = 200.0
     # N. cyclical: number of cycles in the training. >= 1.
     objective.cycles = 4.0
     # N. cyclical: share of each cycle during which beta rises. In (0, 1].
     objective.ramp = 0.5
-    # Samples of z per training example. Whole number >= 1.
+    # Samples of z per training example, or per group of them. Whole number >= 1.
     objective.samples = 1
+    # miwae, piwae: groups of samples, over which the bound is averaged. Whole number >= 1.
+    objective.groups = 1
     # N. Nats per latent dimension, as a mean over the batch, below which the rate is not penalised
     # (Kingma et al. 2016). >= 0; 0: off.
     objective.free_bits = 0.0
+    # Groups of neighbouring latent dimensions that share one such floor; a divisor of latent_dim;
+    # null: each dimension is a group.
+    objective.free_bits_groups = config_dict.placeholder(int)
+    # N. ciwae: weight of the ELBO against IWAE's bound. In [0, 1].
+    objective.ciwae_beta = 0.5
+    # N. renyi: order α; 1 is the ELBO, 0 IWAE's bound. In [-1000, 1000]; a bound for α >= 0.
+    objective.renyi_alpha = 0.5
+    # N. dreg: 0 is the bound's gradient, 1 that of the wake update (Tucker et al. 2019). In [0, 1].
+    objective.dreg_alpha = 0.0
+    # N. capacity: the rate that is aimed at, in nats, at the end of its rise from 0. >= 0.
+    objective.capacity = 10.0
+    # N. capacity: training steps of that rise. >= 0; null: all steps.
+    objective.capacity_steps = config_dict.placeholder(float)
+    # N. Weight of what the objective adds: tcvae (total correlation in all; 1 is the ELBO), factor
+    # (the same, beside the ELBO), dip (off-diagonal), mmd, vaegan (features' error). >= 0.
+    objective.penalty = 1.0
+    # N. dip_i, dip_ii: weight of the diagonal. >= 0.
+    objective.penalty_diagonal = 10.0
+    # tcvae: estimator of the aggregate posterior's density from a batch (Chen et al. 2018):
+    # stratified (unbiased), weighted (too small by up to the log of the training set's size in each
+    # density: the total correlation that it reports is too large).
+    objective.tc_estimator = "stratified"
+    # mmd: imq, rbf, rational_quadratic, laplace.
+    objective.kernel = "imq"
+    # N. mmd: multiplies the kernel's length scale. > 0.
+    objective.bandwidth = 1.0
+    # N. vq: weight of the commitment of the encoder to its code. >= 0.
+    objective.commitment = 0.25
+    # What the encoder sees in training: none (x itself); gaussian (x + noise); mask (some values of
+    # x set to 0).
+    objective.corruption = "none"
+    # N. Standard deviation of that noise, or share of the values masked. >= 0.
+    objective.corruption_level = 0.3
+    # factor: hidden layers of the discriminator (that of vaegan is like the encoder). >= 1.
+    objective.discriminator_depth = 3
+    # factor: units of each. Whole number >= 1.
+    objective.discriminator_width = 256
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     # adam, adamw, sgd, rmsprop, adagrad, adamax.
@@ -113,6 +199,18 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.weight_decay = 0.0
     # N. Largest global L2 norm of a gradient, > 0; null: no clipping.
     optimizer.clip_norm = config_dict.placeholder(float)
+    # N (null or a number is structural). A step whose gradient has a larger norm is passed over.
+    # > 0; null: none is.
+    optimizer.skip_norm = config_dict.placeholder(float)
+    # Most updates of the encoder before each of the decoder, until the mutual information of x and
+    # z no longer grows (aggressive training, He et al. 2019: 100). >= 1; 1: both together.
+    optimizer.encoder_steps = 1
+    # N. Multiplies the encoder's learning rate. In [0, 1e6].
+    optimizer.encoder_lr_factor = 1.0
+    # N. Multiplies the learning rate of a discriminator. In [0, 1e6].
+    optimizer.discriminator_lr_factor = 1.0
+    # N. What b1 is for a discriminator. In [0, 1).
+    optimizer.discriminator_b1 = 0.5
     # Of the learning rate: constant, cosine, step, exponential, plateau.
     optimizer.schedule = "constant"
     # N. Training steps of linear warm-up, which multiplies any schedule. >= 0; 0: none.

@@ -23,7 +23,7 @@ from typing import Any
 
 import ml_collections
 
-from experiments import fields
+from experiments import fields, rules
 from experiments import sweep as sweeps
 from vae.errors import UserError
 
@@ -154,7 +154,7 @@ def resolve(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
       UserError: unknown, missing or invalid field, or two fields that contradict each other.
     """
     flat = _check_fields({**flatten(base), **overrides})
-    _check_rules(flat)
+    rules.check(flat)
     return unflatten(flat)
 
 
@@ -230,56 +230,6 @@ def _check_fields(flat: Mapping[str, Any]) -> dict[str, Any]:
                 "which has every field."
             )
     return {name: fields.check(name, flat[name]) for name in fields.FIELDS}
-
-
-def _check_rules(flat: Mapping[str, Any]) -> None:
-    """The rules between fields. Those that need the data are checked where the data is."""
-    epochs, steps = flat["train.epochs"], flat["train.steps"]
-    if epochs is not None and steps is not None:
-        raise UserError(
-            f"train.epochs and train.steps: both are set ({epochs} and {steps}), and exactly one "
-            "gives the length of training. Set the other to null, e.g. --config.train.epochs=null."
-        )
-    if epochs is None and steps is None:
-        raise UserError(
-            "train.epochs and train.steps: neither is set, and exactly one gives the length of "
-            "training. Set one, e.g. --config.train.epochs=50."
-        )
-    net, depth, width = flat["model.net"], flat["model.depth"], flat["model.width"]
-    if net == "conv" and depth < 1:
-        raise UserError(
-            "model.depth: 0 with model.net conv, which needs a convolutional layer. "
-            "Set model.depth to 1 or more, or model.net to mlp."
-        )
-    if isinstance(width, tuple) and len(width) != depth:
-        raise UserError(
-            f"model.width: {fields.show(width)} lists {len(width)} but model.depth is {depth}. "
-            "Give one width per hidden layer, or one number for all of them."
-        )
-    residual = flat["model.residual"]
-    if residual != "none" and net != "mlp":
-        raise UserError(
-            f"model.residual: {residual} needs model.net mlp, got {net}. "
-            "Set model.residual to none or model.net to mlp."
-        )
-    if residual != "none" and isinstance(width, tuple) and len(set(width)) > 1:
-        raise UserError(
-            f"model.residual: {residual} adds a layer's input to its output, so all widths must be "
-            f"equal, and model.width is {fields.show(width)}. Set model.width to one number, "
-            "or model.residual to none."
-        )
-    scaling, binarization = flat["data.scaling"], flat["data.binarization"]
-    if binarization != "none" and scaling != "unit":
-        raise UserError(
-            f"data.binarization: {binarization} reads pixels as probabilities in [0, 1], so it "
-            f"needs data.scaling unit, got {scaling}. Set data.scaling to unit or "
-            "data.binarization to none."
-        )
-    if flat["model.likelihood"] == "bernoulli" and scaling != "unit":
-        raise UserError(
-            f"model.likelihood: bernoulli needs values in [0, 1], so data.scaling unit, got "
-            f"{scaling}. Set data.scaling to unit or model.likelihood to one of the gaussian ones."
-        )
 
 
 def _check_runs(base: Config, runs: sweeps.Sweep) -> None:

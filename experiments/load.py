@@ -1,14 +1,14 @@
 """Loads a finished run again, from its folder alone."""
 
+import functools
 import json
 import pathlib
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from experiments import plan
-from vae import checkpoint, data, model
+from vae import checkpoint, data, model, train
 from vae.hparams import HParams
 from vae.spec import Spec
 
@@ -33,7 +33,8 @@ def load_run(folder: pathlib.Path) -> LoadedRun:
     (population,) = plan.make(config, [{}], {}).populations
     spec, dataset = population.spec, population.dataset
     (hparams,) = population.hparams()
-    mean = jnp.asarray(dataset.train_mean())
-    params, stats = jax.eval_shape(lambda: model.init(spec.model, hparams, jax.random.key(0), mean))
-    tree = checkpoint.restore_tree(folder / "params", {"params": params, "stats": stats})
+    _, *data_arguments = population.start()
+    state = jax.eval_shape(functools.partial(train.init_run, spec), hparams, *data_arguments)
+    like = {"params": state.params, "stats": state.stats}
+    tree = checkpoint.restore_tree(folder / "params", like)
     return LoadedRun(spec, hparams, dataset, tree["params"], tree["stats"])

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import data, gallery, train
+from vae import data, gallery, objectives, train
 from vae.hparams import HParams, stack
+from vae.likelihoods import LIKELIHOODS
 from vae.nets import NETS
+from vae.posteriors import POSTERIORS
 from vae.spec import ModelSpec, Spec
 
 # Rows (examples × samples) decoded at once by an evaluation, and the bytes that they may take, on a
@@ -52,11 +54,12 @@ class Estimate:
 
 
 def _shapes(spec: Spec) -> train.TrainState:
-    mean = jax.ShapeDtypeStruct(spec.model.example_shape, jnp.float32)
+    shape = spec.model.example_shape
     return jax.eval_shape(
-        lambda h, m: train.init_run(spec, h, m),
+        lambda h, m, u: train.init_run(spec, h, m, u),
         jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), stack([HParams()])),
-        mean,
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        jax.ShapeDtypeStruct((spec.model.prior_components, *shape), jnp.float32),
     )
 
 
@@ -74,12 +77,42 @@ def values_per_example(spec: ModelSpec) -> tuple[int, int]:
     net = NETS[spec.net]
     hidden = net.hidden_values(spec)
     encoder, decoder = net.patches(spec)
+    heads = LIKELIHOODS[spec.likelihood].heads(spec.channels)
+    outputs = spec.num_pixels * sum(heads.values())
+    latent = _latent_values(spec)
     # Each hidden layer keeps its sum and its activation, and the output its logits and the terms
     # of the likelihood. Twice, because back-propagation holds gradients beside them.
     return (
-        2 * (2 * hidden + 2 * spec.num_values + encoder),
-        2 * (2 * hidden + 4 * spec.num_values + decoder),
+        2 * (2 * hidden + 2 * spec.num_values + encoder + latent),
+        2 * (2 * hidden + 4 * max(spec.num_values, outputs) + decoder + latent),
     )
+
+
+def _latent_values(spec: ModelSpec) -> int:
+    """Numbers that one z takes on its way: the posterior's heads, its covariance, flows, priors."""
+    d, family = spec.latent_dim, POSTERIORS[spec.posterior]
+    values = sum(family.heads(spec).values()) + family.latent_size(spec)
+    flows = (spec.posterior in ("iaf", "coupling")) + (spec.prior == "flow")
+    values += flows * spec.flow_layers * 4 * (spec.flow_width + 4 * d)
+    values += {"full": 4 * d * d, "low_rank": 4 * d * spec.posterior_rank**2}.get(spec.posterior, 0)
+    values += 2 * spec.latent_dim * spec.codes if not family.continuous else 0
+    if spec.prior in ("mixture", "vamp"):
+        values += 4 * spec.prior_components * d
+    return values
+
+
+def _shared_bytes(spec: Spec, encoded: int) -> int:
+    """Of one step and run, what is not one example's: pairs of examples, pseudo-inputs, nets."""
+    objective, batch = spec.objective, spec.batch_size
+    # Six matrices of all pairs: what `vae.penalties` holds at most, in training steps measured.
+    pairs = 6 * batch**2 if objective.name in ("tcvae", "mmd") else 0
+    pseudo = spec.model.prior_components * encoded if spec.model.prior == "vamp" else 0
+    discriminator = 0
+    if objective.name == "factor":
+        discriminator = 6 * batch * objective.discriminator_depth * objective.discriminator_width
+    if objective.name == "vaegan":
+        discriminator = 6 * batch * encoded
+    return 4 * (pairs + pseudo + discriminator)
 
 
 def _eval_rows(spec: ModelSpec) -> int:
@@ -112,7 +145,10 @@ def estimate(
     shapes = _shapes(spec)
     encoded, decoded = values_per_example(spec.model)
     together = num_runs if pack == "vmap" else 1
-    example = (encoded + spec.objective.samples * decoded) * 4
+    # Two more passes at most: of a discriminator's images, or of held parameters.
+    passes = objectives.num_samples(spec) + (3 if spec.objective.name == "vaegan" else 0)
+    example = (encoded + passes * decoded) * 4
+    together_bytes = _shared_bytes(spec, encoded)
     rows = max(_eval_rows(spec.model), together * rows_per_example)
     looked_at = min(dataset.num_test, gallery.NUM_LATENTS) * encoded + PICTURES * decoded
     pictures = PICTURES * math.prod(spec.model.example_shape) * 4
@@ -120,7 +156,7 @@ def estimate(
     return Estimate(
         data=item * (dataset.num_train + dataset.num_test + train_limit),
         state=num_runs * (2 * _bytes(shapes) + 2 * _bytes(shapes.params)),
-        activations=together * spec.batch_size * example,
+        activations=together * (spec.batch_size * example + together_bytes),
         evaluation=4 * max(rows * decoded, together * looked_at) + num_runs * pictures,
     )
 

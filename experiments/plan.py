@@ -12,16 +12,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments import config as configs
-from experiments import memory
+from experiments import memory, rules
 from experiments.fields import FIELDS, show
-from vae import data
+from vae import data, validity
 from vae.errors import UserError
 from vae.evaluate import IW_CHUNK
-from vae.hparams import HParams
+from vae.hparams import HParams, stack
 from vae.likelihoods import LIKELIHOODS
 from vae.nets import NETS
+from vae.priors import PRIORS
 from vae.spec import ModelSpec, ObjectiveSpec, OptimizerSpec, Spec
 
 # On a CPU, matrices of this many parameters in all fill the cores by themselves: runs then go one
@@ -77,6 +79,13 @@ class PopulationPlan:
         """The numbers of each run."""
         return [_hparams(run.flat, self.num_steps) for run in self.runs]
 
+    def start(self) -> tuple[HParams, np.ndarray, np.ndarray | None]:
+        """What `vae.train.init` takes beside the spec."""
+        model, inputs = self.spec.model, None
+        if PRIORS[model.prior].pseudo_inputs:
+            inputs = self.dataset.some_inputs(model.prior_components)
+        return stack(self.hparams()), self.dataset.train_mean(), inputs
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -125,6 +134,8 @@ def make(
     populations = []
     for group in groups.values():
         populations += _pack_group(group, datasets, budget, pack, packed)
+    planned = [(run.flat, p.num_steps) for p in populations for run in p.runs]
+    rules.warn_of_length([flat for flat, _ in planned], [steps for _, steps in planned])
     return Plan(base, axes, tuple(runs), tuple(populations))
 
 
@@ -236,26 +247,37 @@ def spec_of(flat: Mapping[str, Any], dataset: data.Dataset) -> Spec:
             f"train.batch_size: {flat['train.batch_size']} is more than the {dataset.num_train} "
             f"training examples of {dataset.name}. Make it smaller."
         )
-    names = [f.name for f in dataclasses.fields(ModelSpec) if f.name != "example_shape"]
-    return Spec(
+    if LIKELIHOODS[likelihood].levels and not dataset.bytes:
+        raise UserError(
+            f"model.likelihood: {likelihood} is a distribution over the 256 values of a byte, and "
+            f"those of {dataset.name} are not bytes scaled to [0, 1]. Use uint8 data with "
+            "data.scaling unit and data.binarization none, or another model.likelihood."
+        )
+    spec = Spec(
         model=ModelSpec(
-            example_shape=dataset.example_shape, **{n: flat[f"model.{n}"] for n in names}
+            example_shape=dataset.example_shape, **_of(ModelSpec, "model", flat, "example_shape")
         ),
         objective=ObjectiveSpec(
-            name=flat["objective.name"],
-            beta_schedule=flat["objective.beta_schedule"],
-            samples=flat["objective.samples"],
+            **_of(ObjectiveSpec, "objective", flat, "num_examples", "free_bits_groups"),
+            num_examples=dataset.num_train,
+            free_bits_groups=flat["objective.free_bits_groups"] or 0,
         ),
         optimizer=OptimizerSpec(
-            name=flat["optimizer.name"],
-            schedule=flat["optimizer.schedule"],
-            plateau_factor=flat["optimizer.plateau_factor"],
-            plateau_patience=flat["optimizer.plateau_patience"],
+            **_of(OptimizerSpec, "optimizer", flat, "plateau_window", "ema", "skip"),
             plateau_window=flat["optimizer.plateau_window"] or _steps_per_epoch(flat, dataset),
             ema=flat["optimizer.ema_decay"] is not None,
+            skip=flat["optimizer.skip_norm"] is not None,
         ),
         batch_size=flat["train.batch_size"],
     )
+    validity.check(spec)
+    return spec
+
+
+def _of(kind: type, section: str, flat: Mapping[str, Any], *but: str) -> dict[str, Any]:
+    """The fields of a part of the spec, but for those named, from the section of its name."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in but]
+    return {name: flat[f"{section}.{name}"] for name in names}
 
 
 def steps_of(flat: Mapping[str, Any], dataset: data.Dataset) -> int:
@@ -272,7 +294,8 @@ def _eval_plan(flat: Mapping[str, Any], dataset: data.Dataset, num_steps: int) -
     return EvalPlan(
         every=flat["eval.every"] or max(1, num_steps // 20),
         samples=flat["eval.samples"],
-        iw_samples=flat["eval.iw_samples"],
+        # Without densities there are no importance weights.
+        iw_samples=0 if flat["model.posterior"] == "point" else flat["eval.iw_samples"],
         train_limit=min(limit, dataset.num_train),
     )
 

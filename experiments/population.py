@@ -5,6 +5,7 @@
 3. at the end: train_eval/*, nll, pictures; one folder a run, `result.json` last.
 """
 
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Iterable
@@ -22,7 +23,6 @@ from experiments.workdir import Workdir
 from vae import checkpoint, data, divergence, gallery, layers, train, writers
 from vae.data import Examples
 from vae.evaluate import SPLITS
-from vae.hparams import stack
 
 # A dispatch lasts about this long, so that progress is seen and Ctrl-C is heard. Its length changes
 # no number: a reading is a running mean over whatever dispatches it took.
@@ -95,7 +95,7 @@ class Trainer:
         population = self._begin()
         last_saved = time.monotonic()
         step = int(population.step)
-        self._progress(step, self._elbo())
+        self._progress(step, self._score())
         while step < self._plan.num_steps:
             reading = min(
                 (step // self._plan.evaluation.every + 1) * self._plan.evaluation.every,
@@ -105,7 +105,7 @@ class Trainer:
             population = self._read(population)
             self.first_step = self.first_step or time.monotonic()
             step = reading
-            self._progress(step, self._elbo())
+            self._progress(step, self._score())
             overdue = time.monotonic() - last_saved >= self._checkpoint_seconds
             stopping = self._stop()
             if overdue or stopping or step == self._plan.num_steps:
@@ -118,13 +118,12 @@ class Trainer:
     def _begin(self) -> train.Population:
         """1. The newest intact checkpoint, with its readings, or the first state."""
         plan = self._plan
-        hparams = stack(plan.hparams())
-        mean = jnp.asarray(plan.dataset.train_mean())
-        shapes = jax.eval_shape(lambda h, m: train.init(plan.spec, h, m), hparams, mean)
+        start = plan.start()
+        shapes = jax.eval_shape(functools.partial(train.init, plan.spec), *start)
         like = (shapes, jax.ShapeDtypeStruct((), np.float64))
         restored = checkpoint.restore(self._folder, like)
         if restored is None:
-            return self._programs.get("init", plan)(hparams, mean)
+            return self._programs.get("init", plan)(*start)
         step, (population, seconds) = restored
         self._saved_step = step
         self._seconds = float(seconds)
@@ -162,7 +161,7 @@ class Trainer:
             step += steps
             wanted = int(steps * DISPATCH_SECONDS / seconds)
             self._steps_per_dispatch = max(1, min(wanted, 8 * self._steps_per_dispatch))
-            self._progress(step, self._elbo())
+            self._progress(step, self._score())
         return population
 
     def _read(self, population: train.Population) -> train.Population:
@@ -181,7 +180,7 @@ class Trainer:
                 continue  # its readings end where it diverged
             record: dict[str, Any] = {"step": int(population.step)}
             record |= {f"train/{name}": float(v[i]) for name, v in interval.means.items()}
-            record |= {f"test/{n}": test[n][i].item() for n in _SCALARS}
+            record |= {f"test/{n}": test[n][i].item() for n in _SCALARS if n in test}
             norms = {"grad": interval.grad_norms, **changes}
             for kind, values in norms.items():
                 pairs = zip(names, values[i], strict=True)
@@ -199,13 +198,19 @@ class Trainer:
         limit = plan.evaluation.train_limit if split == "train" else plan.dataset.num_test
         return self._examples.evaluation(split, limit)
 
-    def _elbo(self) -> float | None:
-        """Mean test elbo over the runs that still train, for the progress bar."""
+    def _score(self) -> tuple[str, float] | None:
+        """Mean test elbo over the runs that still train, for the progress bar.
+
+        Of runs that have none, autoencoders, the mean test distortion.
+        """
         last = [records[-1] for records in self._records if records]
         newest = max((record["step"] for record in last), default=0)
-        values = [record["test/elbo"] for record in last if record["step"] == newest]
-        finite = [value for value in values if value is not None and np.isfinite(value)]
-        return float(np.mean(finite)) if finite else None
+        for name in ("elbo", "distortion"):
+            values = [record[f"test/{name}"] for record in last if record["step"] == newest]
+            finite = [value for value in values if value is not None and np.isfinite(value)]
+            if finite:
+                return f"test {name}", float(np.mean(finite))
+        return None
 
     def _finish(self, population: train.Population, started: float) -> None:
         """3. Final evaluations, then the folder of each run."""
@@ -231,11 +236,12 @@ class Trainer:
             checkpoint.save_tree(
                 folder / "params", {"params": state.eval_params, "stats": state.stats}
             )
-            scalars = {f"test/{name}": test[name][i].item() for name in _SCALARS}
+            names = [name for name in _SCALARS if name in test]
+            scalars = {f"test/{name}": test[name][i].item() for name in names}
             if nll is not None:
                 scalars |= {"test/nll": nll[i].item()}
                 scalars |= {"test/nll_samples": plan.evaluation.iw_samples}
-            scalars |= {f"train_eval/{name}": on_train[name][i].item() for name in _SCALARS}
+            scalars |= {f"train_eval/{name}": on_train[name][i].item() for name in names}
             scalars["gap/elbo"] = scalars["train_eval/elbo"] - scalars["test/elbo"]
             row = self._result(i, state, scalars) | {"wall_s": round(wall_s, 3)}
             writers.write_json(folder / "result.json", row)
@@ -271,6 +277,8 @@ class Trainer:
         row: dict[str, Any] = {"run_id": run.run_id, "status": "ok", **run.overrides}
         row |= {"seed": run.flat["seed"], "steps": self._plan.num_steps}
         row["data/fingerprint"] = self._plan.dataset.protocol["fingerprint"][:16]
+        row |= {"steps_clipped": int(state.clipped)} if run.flat["optimizer.clip_norm"] else {}
+        row |= {"steps_skipped": int(state.skipped)} if self._plan.spec.optimizer.skip else {}
         if not state.diverged:
             return row | scalars
         cause = divergence.diagnose(self._plan.spec, self._examples.training(), state)
@@ -278,7 +286,7 @@ class Trainer:
         return row | {f"diverged/{name}": value for name, value in cause._asdict().items()}
 
 
-_SCALARS = ("elbo", "rate", "distortion", "active_units")
+_SCALARS = ("elbo", "rate", "distortion", "active_units", "bpd")
 
 
 def write_gallery(
@@ -287,15 +295,19 @@ def write_gallery(
     pictures: dict[str, np.ndarray],
     kl_per_dim: np.ndarray,
 ) -> None:
-    """Writes gallery.npz: images as bytes 0..255 of what one would display."""
+    """Writes gallery.npz: images as bytes 0..255 of what one would display.
+
+    The values along a traversal are `traversal_codes` where the latents are discrete, else
+    `traversal_values`.
+    """
     arrays: dict[str, np.ndarray] = {"kl_per_dim": kl_per_dim}
     images = ("originals", "reconstructions", "samples", "traversals")
     low, high = dataset.value_range()
     arrays |= {name: _display(pictures[name], low, high) for name in images}
-    for name in ("traversal_dims", "latents", "latent_dims"):
-        arrays[name] = pictures[name]
-    arrays["traversal_values"] = np.array(gallery.TRAVERSAL, np.float32)
-    if dataset.test_labels is not None:
+    arrays |= {name: array for name, array in pictures.items() if name not in images}
+    if "traversal_codes" not in pictures:
+        arrays["traversal_values"] = np.array(gallery.TRAVERSAL, np.float32)
+    if dataset.test_labels is not None and "latents" in pictures:
         arrays["labels"] = dataset.test_labels[: len(pictures["latents"])].astype(np.int32)
     writers.write_npz(folder / "gallery.npz", arrays)
 

@@ -5,6 +5,7 @@ programs; those of the next populations compile while the first ones train, and 
 equal shape share theirs. JAX's persistent cache keeps them between processes.
 """
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -22,10 +23,9 @@ from absl import logging
 
 from experiments import memory
 from experiments.plan import PopulationPlan
-from vae import evaluate, gallery, layers, train
+from vae import evaluate, gallery, layers, model, train
 from vae.data import Examples
 from vae.data.cache import cache_dir
-from vae.hparams import stack
 from vae.model import Params
 
 Program = Callable[..., Any]
@@ -173,11 +173,10 @@ def compiled(function: Callable[..., Any], arguments: tuple[Any, ...], level: in
 def _signature(name: str, plan: PopulationPlan) -> tuple[Any, tuple[Any, ...], int]:
     """The jitted function of a program, its arguments or their shapes, its optimisation level."""
     spec, dataset, evaluation = plan.spec, plan.dataset, plan.evaluation
-    hparams = stack(plan.hparams())
-    mean = jax.ShapeDtypeStruct(dataset.example_shape, np.float32)
+    start = plan.start()
     if name == "init":
-        return train.init, (spec, hparams, mean), LITTLE
-    population = jax.eval_shape(lambda h, m: train.init(spec, h, m), hparams, mean)
+        return train.init, (spec, *start), LITTLE
+    population = jax.eval_shape(functools.partial(train.init, spec), *start)
     step = jax.ShapeDtypeStruct((), np.int32)
     if name == "chunk":
         examples = Examples(_shape(dataset.train), dataset.transform)
@@ -201,7 +200,8 @@ def _signature(name: str, plan: PopulationPlan) -> tuple[Any, tuple[Any, ...], i
         index = jax.ShapeDtypeStruct((iw_block(plan),), np.int32)
         return evaluate.iw_bounds, (*static, population, examples, step, index), level
     shown = _evaluation_examples(dataset, min(dataset.num_test, gallery.NUM_LATENTS))
-    kl = jax.ShapeDtypeStruct((len(plan.runs), spec.model.latent_dim), np.float32)
+    kls = spec.model.latent_dim if model.analytic_kl(spec.model) else 1
+    kl = jax.ShapeDtypeStruct((len(plan.runs), kls), np.float32)
     return gallery.gallery, (spec.model, plan.pack, population, shown, kl), LITTLE
 
 

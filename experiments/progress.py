@@ -11,7 +11,7 @@ LINE_SECONDS = 10.0
 
 
 class Progress:
-    """Runs and populations done, steps a second, time left and the current elbo.
+    """Runs and populations done, steps a second, time left and the current score.
 
     A step here is a step of one run, so that speed and time left hold across populations of
     different size.
@@ -47,8 +47,8 @@ class Progress:
         self._position += 1
         self._first: int | None = None
 
-    def update(self, step: int, elbo: float | None) -> None:
-        """The current population has reached `step`."""
+    def update(self, step: int, score: tuple[str, float] | None) -> None:
+        """The current population has reached `step`; `score` is what to show for it, by name."""
         runs = len(self._plan.runs)
         now = time.monotonic()
         done = self._done + step * runs
@@ -69,8 +69,9 @@ class Progress:
             speed = (done - self._not_timed) / max(now - self._started, 1e-3)
             left = _clock((self._total - done) / speed)
             status += f", {speed:,.0f} run-steps/s, {left} left"
-        if elbo is not None:
-            status += f", test elbo {elbo:.2f}"
+        if score is not None:
+            name, value = score
+            status += f", {name} {value:.2f}"
         percent = f"{100 * done / self._total:3.0f}%"
         if self._bar:
             self._bar.update(self._task, completed=done, description="training", status=status)

@@ -11,6 +11,7 @@ _METRICS = {
     "test/rate": "rate",
     "test/distortion": "distortion",
     "test/nll": "nll",
+    "test/bpd": "bpd",
     "test/active_units": "active units",
 }
 
@@ -18,7 +19,9 @@ _METRICS = {
 def results_table(workdir: pathlib.Path) -> str:
     """A line for each combination of the swept fields but the seed; nats, means over the seeds.
 
-    Where runs diverged, "2 of 3" says over how many the means are.
+    Where not every combination was run, a line is named by what it changes in the base config.
+    Where runs diverged, "2 of 3" says over how many the means are. A dash stands for what a
+    finished run does not have, such as the elbo of an autoencoder.
     """
     results = read_results(workdir)
     axes = results.swept
@@ -27,19 +30,23 @@ def results_table(workdir: pathlib.Path) -> str:
     titles = dict(_METRICS)
     counts = sorted(int(k) for k in samples if math.isfinite(k))
     titles["test/nll"] = f"nll (K = {', '.join(map(str, counts))})"
-    rows = [[axis.label for axis in axes] + ["runs"] + [titles[m] for m in metrics]]
-    for group in aggregate.groups(results):
-        swept = [group.values[results.axes.index(axis)] for axis in axes]
+    groups = aggregate.groups(results)
+    crossed = aggregate.crossed(results, groups)
+    names = [axis.label for axis in axes] if crossed else ["condition"]
+    rows = [names + ["runs"] + [titles[m] for m in metrics]]
+    for group in groups:
+        swept = [str(group.values[results.axes.index(axis)]) for axis in axes]
         good, runs = sum(run.status == "ok" for run in group.runs), len(group.runs)
-        cells = [str(v) for v in swept] + [str(runs) if good == runs else f"{good} of {runs}"]
+        cells = swept if crossed else [group.label]
+        cells.append(str(runs) if good == runs else f"{good} of {runs}")
         for metric in metrics:
             seen = aggregate.estimate(run.number(metric) for run in group.runs)
             if not seen.n:
-                cells.append("diverged")
-            elif seen.n == 1:
-                cells.append(f"{seen.mean:.2f}")
-            else:
-                cells.append(f"{seen.mean:.2f} ± {seen.error:.2f}")
+                cells.append("–" if good else "diverged")
+                continue
+            places = 3 if metric == "test/bpd" else 2
+            spread = f" ± {seen.error:.{places}f}" if seen.n > 1 else ""
+            cells.append(f"{seen.mean:.{places}f}{spread}")
         rows.append(cells)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]

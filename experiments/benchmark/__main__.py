@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from experiments.benchmark import commands, library
+from experiments.benchmark import commands, library, objectives
 from experiments.benchmark.measure import Row, Settings, table
 from experiments.environment import PACKAGES
 from vae import writers
@@ -34,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Iterable[Row]]] = {
     "packing": library.packing,
     "memory": library.memory_,
     "nll": library.nll,
+    "objectives": objectives.objectives,
 }
 
 _DATA_DIR = flags.DEFINE_string(

@@ -20,7 +20,6 @@ from experiments.plan import PopulationPlan
 from vae import train
 from vae.data import Examples
 from vae.evaluate import SPLITS
-from vae.hparams import stack
 
 EPOCH = 468  # steps of MNIST at batch 128
 WIDTHS, RUNS = (32, 128, 512), (4, 16)
@@ -64,8 +63,7 @@ class Training:
     def __init__(self, plan: PopulationPlan) -> None:
         pool = programs.Programs()
         self.program = pool.get("chunk", plan)
-        mean = jnp.asarray(plan.dataset.train_mean())
-        self.population = pool.get("init", plan)(stack(plan.hparams()), mean)
+        self.population = pool.get("init", plan)(*plan.start())
         self.examples = Examples(jnp.asarray(plan.dataset.train), plan.dataset.transform)
         pool.close()
 
@@ -87,7 +85,7 @@ def step(settings: Settings) -> list[Row]:
     if settings.quick:
         variants = {"Adam, dynamic binarisation": overrides}
     plan = population_plan(mnist, overrides)
-    functions: dict[str, Callable[[int], Any]] = {"products": _products(plan)}
+    functions: dict[str, Callable[[int], Any]] = {"products": products_of(plan)}
     for name, fields in variants.items():
         functions[name] = Training(population_plan(mnist, fields))
     # An epoch in one dispatch, about as the launcher does it.
@@ -114,13 +112,14 @@ def step(settings: Settings) -> list[Row]:
     return rows
 
 
-def _products(plan: PopulationPlan) -> Callable[[int], Any]:
+def products_of(plan: PopulationPlan) -> Callable[[int], Any]:
     """The matrix products of a plan's step, compiled with the options of its training."""
     model = plan.spec.model
+    loop = functools.partial(products.loop, samples=plan.spec.objective.samples)
     weights = products.weights(model.num_values, model.widths[0], model.latent_dim)
     x = np.random.default_rng(1).random((plan.spec.batch_size, model.num_values)) < 0.13
     arguments = (weights, jnp.asarray(x, jnp.float32))
-    program = programs.compiled(jax.jit(products.loop), (*arguments, jnp.int32(0)), programs.MUCH)
+    program = programs.compiled(jax.jit(loop), (*arguments, jnp.int32(0)), programs.MUCH)
     return lambda n: jax.block_until_ready(program(*arguments, jnp.int32(n)))
 
 
@@ -156,9 +155,7 @@ def dispatch(settings: Settings) -> list[Row]:
 def _single_steps(plan: PopulationPlan) -> Callable[[int], None]:
     """What one would write without a scan: a jitted step in a Python loop."""
     examples = Examples(jnp.asarray(plan.dataset.train), plan.dataset.transform)
-    population = train.init(
-        plan.spec, stack(plan.hparams()), jnp.asarray(plan.dataset.train_mean())
-    )
+    population = train.init(plan.spec, *plan.start())
 
     def step(state, examples):
         batch = train.batch_at(plan.spec, examples, state.hparams.seed, state.step)

@@ -19,13 +19,19 @@ def weights(num_values: int, width: int, latent_dim: int) -> tuple[jax.Array, ..
     return tuple(jnp.asarray(0.02 * rng.normal(size=s), jnp.float32) for s in shapes)
 
 
-def flops(batch_size: int, num_values: int, width: int, latent_dim: int) -> int:
-    """Of one step: two for each multiply-add."""
-    return 2 * batch_size * (5 * num_values * width + 9 * width * latent_dim)
+def flops(batch_size: int, num_values: int, width: int, latent_dim: int, samples: int = 1) -> int:
+    """Of one step with K samples of z per example: two for each multiply-add."""
+    encoder = 2 * num_values * width + 6 * width * latent_dim
+    decoder = 3 * num_values * width + 3 * width * latent_dim
+    return 2 * batch_size * (encoder + samples * decoder)
 
 
-def loop(weights: tuple[jax.Array, ...], x: jax.Array, num_steps: jax.Array) -> tuple:
+def loop(
+    weights: tuple[jax.Array, ...], x: jax.Array, num_steps: jax.Array, samples: int = 1
+) -> tuple:
     """The products of `num_steps` steps on one batch x [B, D], in a loop like that of training.
+
+    With K samples the decoder's have K times as many rows.
 
     Each product feeds another or is carried out of the loop, and takes operands that no other
     product of its kind has, so that XLA can neither drop nor merge any. The barrier ties the
@@ -39,11 +45,13 @@ def loop(weights: tuple[jax.Array, ...], x: jax.Array, num_steps: jax.Array) -> 
         # 1. Forward.
         h = x_i @ w_1
         mean, scale = h @ w_mean, h @ w_scale
-        d = mean @ w_2
+        z = jnp.repeat(mean, samples, axis=0)
+        d = z @ w_2
         g = d @ w_out
         # 2. Backward: the gradients of the weights, and those of the activations.
         g_out, g_d = d.T @ g, g @ w_out.T
-        g_2, g_z = mean.T @ g_d, g_d @ w_2.T
+        g_2, g_z = z.T @ g_d, g_d @ w_2.T
+        g_z = g_z.reshape(len(mean), samples, -1).sum(axis=1)
         g_mean, g_scale = h.T @ g_z, h.T @ scale
         g_h, g_h_scale = g_z @ w_mean.T, scale @ w_scale.T
         g_1 = x_i.T @ g_h

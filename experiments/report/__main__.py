@@ -3,7 +3,7 @@
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments.report import write_report
 from vae.errors import UserError
@@ -14,6 +14,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The results folder to report on
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]}; give --workdir=DIR only")
+    logging.set_verbosity(logging.WARNING)  # a library tells how it makes each font smaller
     try:
         print(write_report(pathlib.Path(_WORKDIR.value)))
     except UserError as error:

@@ -13,7 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.report.results import Axis, Results, Run, value_key, value_label
+from experiments.report import style
+from experiments.report.axes import Axis, value_key, value_label
+from experiments.report.results import Results, Run
+from experiments.report.style import Metric
+from experiments.rules import BYTE_LIKELIHOODS
 
 # Runs whose images, latents and layers are shown; more would be scrolled past, not looked at.
 MAX_REPRESENTATIVES = 12
@@ -41,7 +45,8 @@ class Group:
     runs: tuple[Run, ...]
 
     def estimate(self, key: str) -> Estimate:
-        return estimate(run.number(key) for run in self.runs)
+        """Over the runs that came to their end."""
+        return estimate(run.number(key) for run in self.runs if run.status == "ok")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +82,15 @@ def estimate(values: Iterable[float]) -> Estimate:
 
 
 def group_label(axes: Sequence[Axis], values: Sequence[Any]) -> str:
-    """As in beta = 0.5, depth = 2; axes that take one value only say nothing and are left out."""
+    """As in beta = 0.5, depth = 2; axes that say nothing more (one value, implied) are left out,
+    and so are values that need no word.
+    """
     parts = [
         f"{axis.label} = {value_label(value)}"
         for axis, value in zip(axes, values, strict=True)
         if len(axis.values) > 1
+        and not axis.implied
+        and value_key(value) not in map(value_key, axis.unsaid)
     ]
     return ", ".join(parts) or BASE
 
@@ -151,6 +160,18 @@ def ablation(
     return curves
 
 
+def plotted(results: Results, groups: Sequence[Group]) -> tuple[Axis, ...]:
+    """The axes that metrics can be plotted against: all where every combination was run. Where not,
+    of two axes those that are numeric: with one on the abscissa and one as lines, nothing is
+    averaged; else none.
+    """
+    if crossed(results, groups):
+        return results.swept
+    if len(results.swept) > 2:
+        return ()
+    return tuple(axis for axis in results.swept if axis.numeric)
+
+
 def main_effects(
     results: Results, keys: Sequence[str]
 ) -> list[tuple[Axis, dict[str, tuple[float, float]]]]:
@@ -173,8 +194,37 @@ def main_effects(
     return effects
 
 
-def best_group(all_groups: Sequence[Group]) -> Group | None:
-    """The group with the highest mean test ELBO; None where no run has one."""
+def tabulated(results: Results) -> tuple[Metric, ...]:
+    """The columns of the tables: what at least one run has."""
+    measured = [
+        metric
+        for metric in style.TABULATED
+        if any(math.isfinite(run.number(metric.key)) for run in results.runs)
+    ]
+    return tuple(measured) or style.EXPECTED
+
+
+def comparable(results: Results) -> bool:
+    """Whether one ELBO can be better than another: all are of the same data, and all are
+    log-probabilities of bytes, or of bits, or log-densities.
+    """
+    return len({_modelled(run) for run in results.runs}) < 2
+
+
+def _modelled(run: Run) -> tuple[str, ...]:
+    likelihood = run.setting("model.likelihood")
+    kind = "bytes" if likelihood in BYTE_LIKELIHOODS else "density"
+    fields = ("source", "test_split", "binarization", "scaling", "seed")
+    return (
+        "bits" if likelihood == "bernoulli" else kind,
+        *(value_key(run.setting(f"data.{field}")) for field in fields),
+    )
+
+
+def best_group(results: Results, all_groups: Sequence[Group]) -> Group | None:
+    """The group with the highest mean test ELBO; None where none has one or they do not compare."""
+    if not comparable(results):
+        return None
     scored = [(group.estimate("test/elbo").mean, group) for group in all_groups]
     scored = [(mean, group) for mean, group in scored if math.isfinite(mean)]
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
@@ -204,15 +254,26 @@ def training_curve(group: Group, key: str) -> Curve:
 
 def middle_groups(results: Results, groups: Sequence[Group], axis: Axis | None) -> list[Group]:
     """The groups along one axis with every other at its middle value; all groups where there are
-    none such.
+    none such, or where not every combination was run.
     """
+    if not crossed(results, groups):
+        return list(groups)
     middle = [(len(other.values) - 1) // 2 for other in results.axes]
     along = [
         group
         for group in groups
-        if all(i == middle[k] for k, i in enumerate(group.index) if results.axes[k] is not axis)
+        if all(
+            i == middle[k]
+            for k, i in enumerate(group.index)
+            if results.axes[k] is not axis and not results.axes[k].implied
+        )
     ]
     return along or list(groups)
+
+
+def crossed(results: Results, groups: Sequence[Group]) -> bool:
+    """Whether every combination of the swept values was asked for."""
+    return len(groups) == math.prod(len(axis.values) for axis in results.swept)
 
 
 def first_shown(group: Group) -> Run | None:

@@ -2,12 +2,15 @@
 per latent dim.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.report import aggregate, explorers, pictures, style
+import numpy as np
+
+from experiments.report import aggregate, latents, pictures, style
 from experiments.report.aggregate import Group
-from experiments.report.markup import caption, escape, plot
+from experiments.report.markup import caption, escape, pairs, plot
 from experiments.report.results import Results, Run
 
 
@@ -28,20 +31,7 @@ def gallery_section(results: Results, groups: Sequence[Group], figures: dict[str
     if not shown:
         return "<p>No run has left pictures yet.</p>"
     parts = [f"<p>{_which(groups, shown)}</p>", _specimens(results, shown)]
-    latents = explorers.latents(shown)
-    if latents:
-        figures["figure-latents"] = latents
-        parts += ["<h3>Latent space</h3>", _latents(latents)]
-    rates = explorers.kl_per_dim(shown)
-    if rates:
-        figures["figure-kl"] = rates
-        reading = (
-            "<b>Mean KL(q(z|x) ‖ p(z)) of each latent dimension on the test set</b>, largest "
-            "first; their sum is the rate. Dimensions near zero carry nothing (collapsed to the "
-            "prior). All panels share one scale; hover for the dimension."
-        )
-        parts += ["<h3>Rate per latent dimension</h3>", caption(plot("figure-kl", rates), reading)]
-    return "\n".join(parts)
+    return "\n".join([*parts, *_latent_space(shown, figures), *_rates(shown, figures)])
 
 
 def _which(groups: Sequence[Group], shown: Sequence[tuple[Group, Run]]) -> str:
@@ -67,18 +57,20 @@ def _specimens(results: Results, shown: Sequence[tuple[Group, Run]]) -> str:
         heads = (
             "Examples above reconstructions",
             "Samples from the prior",
-            "Latent traversals, a row per dim",
+            "Latent traversals, a row per latent",
         )
     cells = [f'<div class="head">{head}</div>' for head in heads]
     for group, run in shown:
         numbers = ", ".join(
             f"{metric.title} {style.fixed(run.number(metric.key), 2)}"
             for metric in (style.ELBO, style.RATE, style.DISTORTION)
+            if math.isfinite(run.number(metric.key))
         )
+        numbers += " nats · " * bool(numbers)
         where = f"seed {run.seed}, " if run.seed is not None else ""
         cells.append(
             f'<div class="title"><h4>{escape(group.label)}</h4>'
-            f'<span class="note">{numbers} nats · {escape(where)}run '
+            f'<span class="note">{numbers}{escape(where)}run '
             f"<code>{escape(run.run_id)}</code></span></div>"
         )
         drawn = (
@@ -99,37 +91,116 @@ def _specimens(results: Results, shown: Sequence[tuple[Group, Run]]) -> str:
             )
             cells.append(f"<div>{shown_as}{note}</div>")
     reading = (
-        "<b>Reconstructions</b> decode the z inferred from the example, <b>samples</b> decode z ~ "
-        "N(0, I), <b>traversals</b> move one latent dimension, those with the largest rate first."
+        "<b>Reconstructions</b> decode the z inferred from the example, <b>samples</b> decode "
+        "draws of z from the prior, <b>traversals</b> move one latent"
     )
+    leading = _leading([run for _, run in shown])
+    reading += f", those {leading} first. " if leading else ". "
+    continuous = [run for _, run in shown if "traversal_values" in run.gallery]
+    if continuous:
+        reading += "All other dimensions are then 0. "
+    if len(continuous) < len(shown):
+        reading += "Discrete latents are those of the first example but for the code that changes. "
+    if not all(latents.has_prior(run) for _, run in shown):
+        reading += (
+            "An autoencoder has no prior: its samples decode z ~ N(0, I), where its codes need not "
+            "be. "
+        )
     if vectors:
         reading += " Each cell draws one vector: the value upwards, the dimension's index across."
     return caption(f'<div class="specimens">{"".join(cells)}</div>', reading)
 
 
 def _traversed(run: Run) -> str:
-    """Which dims the traversal's rows move, and how far: z dim 3, 7, 1; −3.0 to 3.0 prior sd."""
+    """What the traversal's rows move, and how far: z dim 3, 7, 1; −3.0 to 3.0 prior sd. Or, of
+    discrete latents: variable 3, 7, 1; code 0, 5, 10, 15.
+    """
     dims = run.gallery.get("traversal_dims", ())
     values = run.gallery.get("traversal_values", ())
+    codes = run.gallery.get("traversal_codes", ())
+    names = ", ".join(str(int(dim)) for dim in dims[: pictures.MAX_ROWS])
+    if len(dims) and len(codes):
+        return f"variable {names}; code {', '.join(str(int(code)) for code in codes)}"
     if len(dims) == 0 or len(values) == 0:
         return ""
-    names = ", ".join(str(int(dim)) for dim in dims[: pictures.MAX_ROWS])
     ends = " to ".join(style.fixed(float(v), 1) for v in (values[0], values[-1]))
-    return f"z dim {names}; {ends} prior sd"
+    return f"z dim {names}; {ends}" + " prior sd" * latents.standard_prior(run)
 
 
-def _latents(figure: dict[str, Any]) -> str:
+def _latent_space(shown: Sequence[tuple[Group, Run]], figures: dict[str, Any]) -> list[str]:
+    """Where examples lie, of continuous latents, and which codes they use, of discrete ones."""
+    parts = []
+    plane = latents.latents(shown)
+    if plane:
+        figures["figure-latents"] = plane
+        parts += ["<h3>Latent space</h3>", _plane(shown, plane)]
+    used = latents.codes(shown)
+    if used:
+        figures["figure-codes"] = used
+        reading = (
+            "<b>How often each code is used:</b> the share of the test examples that give a "
+            "variable (row) a code (column), of a categorical posterior its most probable one. A "
+            "row with one dark cell says the same of all examples; a column that is white "
+            "throughout is a code that nothing uses."
+        )
+        most = max(run.gallery.get("code_counts", np.zeros((0, 0))).shape[0] for _, run in shown)
+        drawn = max(len(trace["z"]) for trace in used["data"])
+        reading += f" The first {drawn} variables." * (most > drawn)
+        parts += ["<h3>Use of the codes</h3>", caption(plot("figure-codes", used), reading)]
+    return parts
+
+
+def _plane(shown: Sequence[tuple[Group, Run]], figure: dict[str, Any]) -> str:
     labelled = any(t["showlegend"] or "colorscale" in t["marker"] for t in figure["data"])
     flat = any(trace["type"] == "bar" for trace in figure["data"])
-    reading = (
-        "<b>Posterior means of test examples</b> in the two latent dimensions with the largest rate"
-    )
+    runs = [run for _, run in shown if run.gallery.get("latents", np.zeros(0)).size]
+    flows = any(run.setting("model.posterior") in ("iaf", "coupling") for run in runs)
+    reading = "<b>Where test examples lie:</b> their posterior means"
+    reading += " (of a flow, where the mean flows to)" * flows
+    reading += f" in the two latent dimensions {_leading(runs)}"
     reading += ", coloured by label" * labelled + ". "
     if flat:
         reading += "Where the latent has one dimension: its histogram. "
-    reading += (
-        "Dashed circle: two standard deviations of the prior, which holds 86% of it. Points "
-        "heaped at the origin carry no information in these dimensions. At most 600 examples per "
-        "panel."
+    if any(map(latents.standard_prior, runs)):
+        reading += (
+            "Dashed circle: two standard deviations of the prior N(0, I), which holds 86% of it. "
+            "Points heaped at the origin carry no information in these dimensions. "
+        )
+    if not all(map(latents.standard_prior, runs)):
+        reading += "Panels without a circle have another prior, or none, and a scale of their own. "
+    return caption(plot("figure-latents", figure), reading + "At most 600 examples per panel.")
+
+
+def _leading(runs: Sequence[Run]) -> str:
+    """By what latents are chosen and put in order: their rate, or how much z varies."""
+    by_rate = any(latents.rates(run)[0] is not None for run in runs)
+    varying = any(
+        latents.rates(run)[0] is None and "traversal_codes" not in run.gallery for run in runs
     )
-    return caption(plot("figure-latents", figure), reading)
+    if by_rate and varying:
+        return "with the largest rate or, where it is one number or none, that vary most"
+    return "with the largest rate" if by_rate else "that vary most" if varying else ""
+
+
+def _rates(shown: Sequence[tuple[Group, Run]], figures: dict[str, Any]) -> list[str]:
+    """The rate of each dimension, and in words where it is not made of such."""
+    parts = []
+    bars = latents.kl_per_dim(shown)
+    if bars:
+        figures["figure-kl"] = bars
+        reading = (
+            "<b>Mean KL(q(z|x) ‖ p(z)) of each latent dimension on the test set</b>, largest "
+            "first; their sum is the rate. Dimensions near zero carry nothing (collapsed to the "
+            "prior). All panels share one scale; hover for the dimension."
+        )
+        if any(run.setting("model.posterior") in ("full", "low_rank") for _, run in shown):
+            reading += (
+                " Where the posterior's dimensions are correlated, each is given those before it."
+            )
+        parts.append(caption(plot("figure-kl", bars), reading))
+    whole = [(group.label, escape(text)) for group, run in shown if (text := latents.rates(run)[1])]
+    if whole and not bars and len({text for _, text in whole}) == 1:
+        parts.append(f"<p>Of every run: {whole[0][1]}.</p>")
+    elif whole:
+        parts.append("<p class='note'>Not a sum over dimensions:</p>" + pairs(whole))
+    return ["<h3>Rate per latent dimension</h3>", *parts] if parts else []

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from experiments.report import aggregate, style
-from experiments.report.results import Axis, Results, Run, value_key
+from experiments.report.axes import Axis, value_key
+from experiments.report.results import Results, Run
 
 Figure = dict[str, Any]
 
@@ -66,13 +67,15 @@ def ablation(results: Results, axis: Axis) -> Figure:
     by = aggregate.companion(results, axis)
     metrics = measured(results)
     columns = min(3, len(metrics))
-    layout = base_layout() | panels(len(metrics), columns, panel_height=210)
+    gap = 58 if _upright(axis) else 108
+    layout = base_layout() | panels(len(metrics), columns, panel_height=210, gap=gap)
     colors = style.axis_colors(by)
-    data = []
+    data, named = [], set()
     for panel, metric in enumerate(metrics):
         suffix = "" if panel == 0 else str(panel + 1)
         last_row = panel + columns >= len(metrics)
         layout[f"xaxis{suffix}"] |= x_scale(axis, text(axis.field) if last_row else "")
+        lines = aggregate.ablation(results, axis, by, metric.key)
         layout["annotations"].append(
             panel_title(
                 layout,
@@ -80,19 +83,21 @@ def ablation(results: Results, axis: Axis) -> Figure:
                 f"<b>{metric.title}</b>" + (f" ({metric.unit})" if metric.unit else ""),
             )
         )
-        for line, (value, points) in enumerate(aggregate.ablation(results, axis, by, metric.key)):
+        for line, (value, points) in enumerate(lines):
             label = style.clipped(f"{by.label} = {by.labels()[line]}") if by else "mean over seeds"
             whole = [point.runs == point.expected for point in points]
             data.append(
                 {
                     "type": "scatter",
-                    "mode": "lines+markers",
-                    "x": [x_position(axis, point.position) for point in points],
+                    # Between categories there is nothing that a line could pass through.
+                    "mode": "lines+markers" if axis.numeric else "markers",
+                    "x": [x_beside(axis, point.position, line, len(lines)) for point in points],
                     "y": rounded([point.estimate.mean for point in points]),
                     "error_y": {
                         "type": "data",
                         "array": [_zero(point.estimate.error) for point in points],
                         "visible": any(math.isfinite(point.estimate.error) for point in points),
+                        "color": colors[line],
                         "thickness": 1.3,
                         "width": 3,
                     },
@@ -104,13 +109,14 @@ def ablation(results: Results, axis: Axis) -> Figure:
                     },
                     "name": text(label),
                     "legendgroup": str(line),
-                    "showlegend": panel == 0 and by is not None,
+                    "showlegend": bool(by is not None and points and line not in named),
                     "hoverinfo": "text",
                     "text": [_point_text(axis, by, value, point, metric) for point in points],
                     "xaxis": f"x{suffix}",
                     "yaxis": f"y{suffix}",
                 }
             )
+            named |= {line} if points else set()
     layout["legend"] = legend_above()
     # Room for the legend above: about 100 characters fit a line, and a line's sample takes seven.
     entries = [len(by.label) + len(label) + 7 for label in by.labels()] if by else []
@@ -155,7 +161,7 @@ def rate_distortion(results: Results) -> Figure | None:
         label = {
             "x": x0,
             "y": y0,
-            "text": style.fixed(-level, 0 if level == int(level) else 2),
+            "text": level_label(level, levels),
             "showarrow": False,
         }
         annotations.append(
@@ -207,11 +213,12 @@ def rate_distortion(results: Results) -> Figure | None:
 
 
 def rate_distortion_axes(results: Results) -> tuple[Axis | None, Axis | None]:
-    """The axes that colour and shape say: the first numeric one, and the next if symbols suffice
-    for its values.
+    """The axes that colour and shape say: the first numeric one (of conditions that are named by
+    what they change, the first), and the next if symbols suffice for its values.
     """
     swept = list(results.swept)
-    color = next((axis for axis in swept if axis.numeric), swept[0] if swept else None)
+    numeric = [axis for axis in swept if axis.numeric and not any(a.unsaid for a in swept)]
+    color = next(iter([*numeric, *swept]), None)
     symbol = next(
         (axis for axis in swept if axis is not color and len(axis.values) <= len(SYMBOLS)), None
     )
@@ -228,11 +235,14 @@ def rate_distortion_frame(
         low, high = min(numbers), max(numbers)
         pad = 0.08 * (high - low) or max(0.05 * abs(high), 0.5)
         ranges.append((low - pad, high + pad))
-    sums = [run.number("test/rate") + run.number("test/distortion") for run in runs]
-    spread = max(max(sums) - min(sums), 1.0)
-    return (ranges[0], ranges[1]), aggregate.elbo_levels(
-        min(sums) - 0.5 * spread, max(sums) + 0.5 * spread, 10
-    )
+    (x0, x1), (y0, y1) = ranges
+    return ((x0, x1), (y0, y1)), aggregate.elbo_levels(x0 + y0, x1 + y1, 10)
+
+
+def level_label(level: float, levels: Sequence[float]) -> str:
+    """The ELBO on a line, with the digits that tell it from the next line."""
+    step = levels[1] - levels[0] if len(levels) > 1 else 1.0
+    return style.fixed(-level, max(0, -math.floor(math.log10(step) + 1e-9)))
 
 
 def clip_level(
@@ -271,26 +281,42 @@ def x_position(axis: Axis, position: int) -> float:
     return float(axis.values[position]) if axis.numeric else float(position)
 
 
+def x_beside(axis: Axis, position: int, line: int, lines: int) -> float:
+    """`x_position`; in a category, the points of several lines stand side by side."""
+    place = x_position(axis, position)
+    if axis.numeric:
+        return place
+    return place + 0.5 * ((line + 0.5) / lines - 0.5)
+
+
 def x_scale(axis: Axis, title: str) -> dict[str, Any]:
     """The x axis of an ablation: logarithmic where the numbers span a decade, ticks at the values
     themselves.
     """
     positions = [x_position(axis, i) for i in range(len(axis.values))]
-    ends = (
-        [math.log10(v) for v in (positions[0], positions[-1])]
-        if axis.log
-        else [positions[0], positions[-1]]
-    )
-    pad = 0.08 * (ends[1] - ends[0])
-    labels = [style.clipped(label, 16) for label in axis.labels()]
-    keep = aggregate.thin(len(positions), 9 if sum(map(len, labels)) < 28 else 5)
+    ends = [math.log10(v) if axis.log else v for v in (positions[0], positions[-1])]
+    pad = 0.08 * (ends[1] - ends[0]) if axis.numeric else 0.5
+    labels = _tick_labels(axis)
+    # A number is read off between its neighbours, a category is not.
+    few = (9 if sum(map(len, labels)) < 28 else 5) if axis.numeric else 24
+    keep = aggregate.thin(len(positions), few)
     return axis_layout(
         title,
+        tickangle=0 if _upright(axis) else -40,
         type="log" if axis.log else "linear",
         range=[ends[0] - pad, ends[1] + pad],
         tickvals=[positions[i] for i in keep],
         ticktext=[text(labels[i]) for i in keep],
     )
+
+
+def _tick_labels(axis: Axis) -> list[str]:
+    return [style.clipped(label, 16) for label in axis.labels()]
+
+
+def _upright(axis: Axis) -> bool:
+    """Whether the labels below a panel stand beside each other."""
+    return axis.numeric or sum(len(label) + 2 for label in _tick_labels(axis)) < 40
 
 
 def panels(count: int, columns: int, panel_height: int, gap: int = 58) -> dict[str, Any]:

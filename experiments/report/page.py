@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.report import aggregate, explorers, interactive, style, tables
+from experiments.report import aggregate, explorers, interactive, question, style, tables
 from experiments.report.aggregate import Group
+from experiments.report.conditions import conditions
 from experiments.report.gallery import gallery_section
 from experiments.report.markup import caption, escape, plot, section
+from experiments.report.reported import reported
 from experiments.report.results import Results, Run
 
 # Each run in the layer explorer carries three norms per layer and step; past this many the page is
@@ -38,9 +40,9 @@ def page(results: Results) -> str:
         }
     }
     sections = [
-        ("question", "The question", tables.question(results)),
+        ("question", "The question", question.question(results)),
         ("results", "Results", tables.results_tables(results, groups)),
-        ("ablations", "Ablation curves", _ablations(results, figures)),
+        ("ablations", "Ablation curves", _ablations(results, groups, figures)),
         ("rate-distortion", "Rate and distortion", _rate_distortion(results, figures)),
         ("training", "Training curves", _training(results, groups, figures)),
         ("layers", "Gradients by layer", _layers(results, groups, figures)),
@@ -48,7 +50,11 @@ def page(results: Results) -> str:
         ("diverged", "Diverged runs", tables.diverged(results)),
     ]
     subsections = {
-        "ablations": [(f"ablation-{i}", axis.label) for i, axis in enumerate(results.swept)],
+        "ablations": [
+            (f"ablation-{i}", axis.label)
+            for i, axis in enumerate(aggregate.plotted(results, groups))
+            if interactive.measured(results)
+        ],
     }
     name = results.workdir.resolve().name
     body = "\n".join(
@@ -72,7 +78,7 @@ def page(results: Results) -> str:
 <nav aria-label="Contents"><div class="brand">{escape(name)}</div>
 {_contents(sections, subsections)}</nav>
 <main>
-<header>{tables.header(results, groups, name)}</header>
+<header>{question.header(results, groups, name)}</header>
 <noscript><p class="callout">The plots need JavaScript; <code>figures/</code> beside this page holds
 the same as PNG and PDF.</p></noscript>
 {body}
@@ -95,34 +101,53 @@ def json_script(anchor: str, value: Any) -> str:
     return f'<script type="application/json" id="{escape(anchor)}">{text}</script>'
 
 
-def _ablations(results: Results, figures: dict[str, Any]) -> str:
+def _ablations(results: Results, groups: Sequence[Group], figures: dict[str, Any]) -> str:
     if not results.swept:
         return "<p>No field other than the seed was swept, so there is nothing to plot against.</p>"
     if not interactive.measured(results):
         return "<p>No run has finished yet.</p>"
     parts = [
-        "<p>Test metrics against each swept field. Error bars are ± one standard error over "
-        "seeds; where a panel has none, one seed was run. ELBO = −(rate + distortion), always "
-        "with β = 1, so runs trained with different β compare.</p>"
+        "<p>Error bars are ± one standard error over seeds; where a panel has none, one seed was "
+        "run."
     ]
-    for i, axis in enumerate(results.swept):
+    if any(math.isfinite(run.number("test/elbo")) for run in results.runs):
+        parts[0] += (
+            " ELBO = −(rate + distortion), always with β = 1, so runs trained with different β "
+            "or objectives compare."
+        )
+    parts[0] += "</p>"
+    if not aggregate.comparable(results):
+        parts.append(f"<p>{escape(tables.NO_COMPARISON)}</p>")
+    if not aggregate.crossed(results, groups):
+        figures["figure-conditions"] = conditions(results, groups)
+        reading = (
+            "<b>Test metrics of each condition,</b> one by one: not every combination of the swept "
+            f"fields was run. {escape(tables.UNSAID)}"
+        )
+        if any(run.status != "ok" for run in results.runs):
+            reading += " Hollow points are over fewer seeds than were asked for."
+        reading += _without_rate(results, ", and panels of these are without them.")
+        parts.append(caption(plot("figure-conditions", figures["figure-conditions"]), reading))
+    for i, axis in enumerate(aggregate.plotted(results, groups)):
         by = aggregate.companion(results, axis)
         others = [other for other in results.swept if other not in (axis, by)]
         figures[f"figure-ablation-{i}"] = interactive.ablation(results, axis)
         reading = [f"<b>Test metrics over <code>{escape(axis.field)}</code></b>"]
         if by:
-            reading.append(f", one line per <code>{escape(by.field)}</code>")
+            mark = "line" if axis.numeric else "colour"
+            reading.append(f", one {mark} per <code>{escape(by.field)}</code>")
         if others:
             names = " and ".join(f"<code>{escape(other.field)}</code>" for other in others)
             reading.append(
                 f", averaged over {names} within each seed before the mean over seeds is taken"
             )
         reading.append(".")
-        if any(not math.isfinite(run.number("test/elbo")) for run in results.runs):
+        if any(run.status != "ok" for run in results.runs):
             reading.append(
                 " Hollow points are over fewer seeds: one that lacks a run (diverged or "
                 "unfinished) is left out, and so is a point with no whole seed."
             )
+        reading.append(_without_rate(results, ", and panels of these are without them."))
         if axis.log:
             reading.append(" Logarithmic axis.")
         parts.append(f'<h3 id="ablation-{i}">{escape(axis.field)}</h3>')
@@ -135,7 +160,8 @@ def _ablations(results: Results, figures: dict[str, Any]) -> str:
 def _rate_distortion(results: Results, figures: dict[str, Any]) -> str:
     figure = interactive.rate_distortion(results)
     if figure is None:
-        return "<p>No run has finished yet.</p>"
+        none = _without_rate(results, ".")
+        return f"<p>{none or 'No run has finished yet.'}</p>"
     figures["figure-rate-distortion"] = figure
     color, symbol = interactive.rate_distortion_axes(results)
     reading = [
@@ -154,6 +180,9 @@ def _rate_distortion(results: Results, figures: dict[str, Any]) -> str:
             for glyph, label in zip(interactive.SYMBOL_GLYPHS, symbol.labels(), strict=False)
         )
         reading.append(f" Shape: <code>{escape(symbol.field)}</code> ({shapes}).")
+    if not aggregate.comparable(results):
+        reading.append(f" {escape(tables.NO_COMPARISON)}")
+    reading.append(_without_rate(results, ", and are not here."))
     reading.append(" Hover a point for its configuration.")
     return caption(plot("figure-rate-distortion", figure), "".join(reading))
 
@@ -161,33 +190,77 @@ def _rate_distortion(results: Results, figures: dict[str, Any]) -> str:
 def _training(results: Results, groups: Sequence[Group], figures: dict[str, Any]) -> str:
     if not any(run.step.size for run in results.runs):
         return "<p>No run has logged anything yet.</p>"
-    figures["training-data"] = explorers.training(results, groups)
+    data = explorers.training(results, groups)
+    figures["training-data"] = data
     controls = []
     if results.swept:
+        # A choice of one value for each axis may name a combination that was never asked for.
+        start = 0 if aggregate.crossed(results, groups) else len(results.swept)
         options = [(str(i), axis.field) for i, axis in enumerate(results.swept)] + [
             ("all", "all groups")
         ]
-        controls.append(_select("training-vary", "Compare", options, 0))
+        controls.append(_select("training-vary", "Compare", options, start))
         for i, axis in enumerate(results.swept):
-            start = (len(axis.values) - 1) // 2
+            middle = (len(axis.values) - 1) // 2
             choices = [(str(k), label) for k, label in enumerate(axis.labels())]
-            select = _select(f"training-fix-{i}", f"{axis.label} =", choices, start)
+            select = _select(f"training-fix-{i}", f"{axis.label} =", choices, middle)
             controls.append(f'<span id="training-fix-box-{i}">{select}</span>')
     controls.append(
         _select("training-scale", "Step axis", [("linear", "linear"), ("log", "logarithmic")], 0)
     )
     reading = (
-        "<b>ELBO, rate and distortion against the training step.</b> Solid: test set, mean over "
+        f"<b>{_curves(results)} against the training step.</b> Solid: test set, mean over "
         "seeds, band ± one standard error. Dotted: training batches, averaged since the last "
         "logged step, so a little behind the test curve. At most five groups show at first; click "
         "the legend for the others, double-click to isolate one."
     )
     if any(run.status == "diverged" for run in results.runs):
         reading += " Diverged runs are left out of a mean that has other members."
-    reading += _thinned(results.runs, explorers.training_points(groups))
-    return f'<div class="controls" id="training-controls">{"".join(controls)}</div>' + caption(
-        '<div class="plot" id="training-plot"></div>', reading
+    reading += _without_rate(results, ".")
+    reading += _thinned(results.runs, explorers.training_points(results, groups))
+    parts = [f'<div class="controls" id="training-controls">{"".join(controls)}</div>']
+    parts.append(caption(_explorer("training"), reading))
+    metrics = reported(results)
+    if metrics:
+        parts.append("<h3>Objective and optimiser</h3>")
+        reading = (
+            "<b>The loss, the terms that only some objectives have, and what the optimiser "
+            "did,</b> on training batches, averaged since the last logged step; mean over seeds, "
+            "band ± one standard error. The controls above choose here, too."
+        )
+        parts.append(caption(_explorer("reported"), reading))
+        terms = [(metric.title, metric.meaning) for metric in metrics]
+        parts.append(tables.glossary("What these mean", terms))
+    return "\n".join(parts)
+
+
+def _curves(results: Results) -> str:
+    """The names of the training curves that there are."""
+    names = [
+        metric.title
+        for metric in explorers.MAIN
+        if any(np.isfinite(run.curves.get(metric.key, np.nan)).any() for run in results.runs)
+    ]
+    return "ELBO, rate and distortion" if len(names) != 1 else names[0]
+
+
+def _explorer(name: str) -> str:
+    """Where the page's script draws curves, and what stands there when there are none."""
+    return (
+        f'<div class="plot" id="{name}-plot"></div>'
+        f'<p class="note" id="{name}-none" hidden>The groups chosen above have logged none.</p>'
     )
+
+
+def _without_rate(results: Results, end: str) -> str:
+    """A sentence on the finished runs that are autoencoders; "" where none is."""
+    finished = [run for run in results.runs if run.status == "ok"]
+    count = sum(not math.isfinite(run.number("test/rate")) for run in finished)
+    if not count:
+        return ""
+    if count == len(finished):
+        return " All runs are of autoencoders, which have neither rate nor ELBO."
+    return f" {count} of the runs are of autoencoders: they have neither rate nor ELBO{end}"
 
 
 def _layers(results: Results, groups: Sequence[Group], figures: dict[str, Any]) -> str:
@@ -210,10 +283,11 @@ def _layers(results: Results, groups: Sequence[Group], figures: dict[str, Any]) 
     left_out = f", {len(shown)} of them here, evenly spaced" if len(shown) < len(runs) else ""
     reading = (
         "<b>L2 norm of each layer's gradient, parameters and update.</b> In the heat map depth "
-        "runs from the input (top) to the reconstruction (bottom): a layer that stays dark learns "
-        "little, a bright one is driven hard; blank means zero or not finite. The colour scale "
-        "(gradient norm, nats per unit of parameter) is the same for every run. Lines: dark to "
-        "light with depth, decoder dashed, logarithmic axis. Update ÷ parameter is the relative "
+        f"runs from the input (top) to the reconstruction (bottom){_parts(shown)}: a layer that "
+        "stays dark learns little, a bright one is driven hard; blank means zero or not finite. "
+        "The colour scale (gradient norm, nats per unit of parameter) is the same for every run. "
+        f"Lines: dark to light with depth, {_dashes(shown)}, logarithmic axis. "
+        "Gradients are those before clipping. Update ÷ parameter is the relative "
         "change per step; 10<sup>−3</sup> is a common healthy size. Shown: the first seed of each "
         f"group and the diverged runs{left_out}."
     )
@@ -221,6 +295,32 @@ def _layers(results: Results, groups: Sequence[Group], figures: dict[str, Any]) 
     return f'<div class="controls" id="layers-controls">{controls}</div>' + caption(
         '<div class="plot" id="layers-plot"></div>', reading
     )
+
+
+def _has_part(runs: Sequence[Run], part: str) -> bool:
+    return any(layer.startswith(f"{part}/") for run in runs for layer in run.layers)
+
+
+def _parts(runs: Sequence[Run]) -> str:
+    """Where the parts stand that lie on no path from the input to the reconstruction."""
+    places = {"prior": "the prior before the decoder", "discriminator": "the discriminator below"}
+    parts = [place for part, place in places.items() if _has_part(runs, part)]
+    return f", with {' and '.join(parts)}" if parts else ""
+
+
+def _dashes(runs: Sequence[Run]) -> str:
+    """Which lines are broken, and how."""
+    words = {"dash": "dashed", "dashdot": "dash-dotted", "dot": "dotted"}
+    kinds = {
+        word: [part for part, dash in explorers.DASHES.items() if dash == name]
+        for name, word in words.items()
+    }
+    said = [
+        f"{' and '.join(part for part in parts if _has_part(runs, part))} {word}"
+        for word, parts in kinds.items()
+        if any(_has_part(runs, part) for part in parts)
+    ]
+    return ", ".join(said)
 
 
 def _thinned(runs: Sequence[Run], points: int) -> str:

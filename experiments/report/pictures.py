@@ -84,7 +84,7 @@ def traversals(gallery: dict[str, np.ndarray]) -> Picture | None:
         return _profiles(
             [list(zip(row, colors, strict=True)) for row in moved], columns=min(2, len(moved))
         )
-    return _raster(moved)
+    return _raster(moved, at_least=7)
 
 
 def to_html(picture: Picture, alt: str) -> str:
@@ -145,18 +145,22 @@ def _has(gallery: dict[str, np.ndarray], *names: str) -> bool:
     return all(name in gallery and gallery[name].size for name in names)
 
 
-def _raster(cells: np.ndarray) -> Picture:
-    """uint8 [rows, columns, H, W(, C)] -> one raster with white gaps between the cells."""
+def _raster(cells: np.ndarray, at_least: int = 1) -> Picture:
+    """uint8 [rows, columns, H, W(, C)] -> one raster with white gaps between the cells.
+
+    Where there are fewer columns than `at_least`, the rest is white, and no cell is huge.
+    """
     if cells.ndim == 4:
         cells = cells[..., None]
     if cells.shape[-1] not in (1, 3):
         # No colour reading of 2 or 4 and more channels is right for all data; their mean always
         # shows the shape.
         cells = cells.mean(axis=-1, keepdims=True).astype(np.uint8)
-    rows, columns, height, width, _ = cells.shape
+    rows, filled, height, width, _ = cells.shape
+    columns = max(filled, at_least)
     out = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)
     for r in range(rows):
-        for c in range(columns):
+        for c in range(filled):
             top, left = r * (height + GAP), c * (width + GAP)
             out[top : top + height, left : left + width] = cells[r, c]
     return Picture(columns, rows, out)

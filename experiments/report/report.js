@@ -55,34 +55,63 @@
   const MAX_GROUPS_SHOWN = 5;
   const select = (id) => document.getElementById(id);
 
-  function trainingFigure(data, vary, fixed, scale) {
+  // The panels in rows of three; those that no group shown has a curve for are left out. null where none is left.
+  function curvesFigure(data, wanted, vary, fixed, scale, tall) {
     const all = vary === "all";
     const axis_ = all ? null : data.axes[Number(vary)];
-    const shown = data.groups.filter((group) => all || data.axes.every((other, i) => String(i) === vary || group.index[other.position] === fixed[i]));
+    const chosen = data.groups.filter((group) => all || data.axes.every((other, i) => String(i) === vary || group.index[other.position] === fixed[i]));
+    const has = (group, panel) => [panel.solid, panel.dotted].some((key) => group.curves[key]);
+    const shown = chosen.filter((group) => wanted.some((panel) => has(group, panel)));
+    const panels = wanted.filter((panel) => shown.some((group) => has(group, panel)));
+    if (panels.length === 0) return null;
     const first = data.axes[0];
     const traces = [];
-    const layout = Object.assign({}, base.layout, { height: 400, legend: legendBeside, margin: { l: 58, r: 16, t: 34, b: 48 }, annotations: [] });
-    const width = 0.27, gap = 0.095;
-    const visibleEvery = Math.max(1, Math.ceil(shown.length / MAX_GROUPS_SHOWN));
-    data.panels.forEach((panel, p) => {
+    const columns = Math.min(3, Math.max(2, panels.length)), rows = Math.ceil(panels.length / columns);
+    const gap = 0.095, width = (1 - gap * (columns - 1)) / columns;
+    const [panelHeight, between] = [rows === 1 ? tall : 210, 78];
+    const inner = rows * panelHeight + (rows - 1) * between;
+    const layout = Object.assign({}, base.layout, { height: inner + 34 + 48, legend: legendBeside, margin: { l: 58, r: 16, t: 34, b: 48 }, annotations: [] });
+    // A few groups at first, evenly spaced, and those without which a panel would be empty.
+    const every = Math.max(1, Math.ceil(shown.length / MAX_GROUPS_SHOWN));
+    const visible = new Set(shown.map((_, g) => g).filter((g) => g % every === 0));
+    panels.forEach((panel) => {
+      const owners = shown.map((group, g) => (has(group, panel) ? g : -1)).filter((g) => g >= 0);
+      if (!owners.some((g) => visible.has(g))) owners.slice(0, MAX_GROUPS_SHOWN).forEach((g) => visible.add(g));
+    });
+    const listed = new Set();
+    const nameOf = (group) => (axis_ ? axis_.label + " = " + axis_.values[group.index[axis_.position]] : group.label);
+    // Long names go below, where they do not narrow the panels; plotly takes their room from the figure's height.
+    const longest = Math.max(...shown.map((group) => nameOf(group).length));
+    if (longest > 30) {
+      const lines = Math.ceil(shown.length / Math.max(1, Math.floor(1000 / (6.4 * longest + 60))));
+      layout.height += 20 * lines + 14;
+      layout.margin.b += 20 * lines + 14;
+      layout.legend = { orientation: "h", x: 0, xanchor: "left", y: 0, yref: "container", yanchor: "bottom", font: { size: 11.5 } };
+    }
+    panels.forEach((panel, p) => {
       const suffix = p === 0 ? "" : String(p + 1);
-      layout["xaxis" + suffix] = axis({ domain: [p * (width + gap), p * (width + gap) + width], anchor: "y" + suffix, type: scale, title: STEP, nticks: 5 });
-      layout["yaxis" + suffix] = axis({ anchor: "x" + suffix });
-      layout.annotations.push({ text: "<b>" + panel.title.split(" (")[0] + "</b> (" + panel.title.split(" (")[1], x: p * (width + gap), y: 1, xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", yshift: 4, showarrow: false, font: { size: 13 } });
+      const left = (p % columns) * (width + gap), top = 1 - (Math.floor(p / columns) * (panelHeight + between)) / inner;
+      const last = p + columns >= panels.length;
+      layout["xaxis" + suffix] = axis({ domain: [left, left + width], anchor: "y" + suffix, type: scale, title: last ? STEP : undefined, nticks: 5 });
+      layout["yaxis" + suffix] = axis({ domain: [Math.max(0, top - panelHeight / inner), top], anchor: "x" + suffix });
+      layout.annotations.push({ text: "<b>" + panel.title + "</b>" + (panel.unit ? " (" + panel.unit + ")" : ""), x: left, y: top, xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", yshift: 4, showarrow: false, font: { size: 13 } });
       shown.forEach((group, g) => {
         const along = axis_ || first;
-        const color = along ? along.colors[group.index[along.position]] : base.accent;
-        const name = axis_ ? axis_.label + " = " + axis_.values[group.index[axis_.position]] : group.label;
-        const common = { xaxis: "x" + suffix, yaxis: "y" + suffix, legendgroup: String(g), visible: g % visibleEvery === 0 ? true : "legendonly", showlegend: false, mode: "lines", type: "scatter" };
-        const test = group.curves["test/" + panel.key], train = group.curves["train/" + panel.key];
-        const edge = (sign) => test.y.map((y, i) => (y === null ? null : y + sign * (test.e[i] || 0)));
-        if (test.e.some((e) => e)) {
-          traces.push(Object.assign({}, common, { x: test.x, y: edge(-1), line: { width: 0 }, hoverinfo: "skip" }));
-          traces.push(Object.assign({}, common, { x: test.x, y: edge(1), line: { width: 0 }, fill: "tonexty", fillcolor: rgba(color, 0.18), hoverinfo: "skip" }));
+        const color = all && along ? data.palette[data.groups.indexOf(group)] : along ? along.colors[group.index[along.position]] : base.accent;
+        const name = nameOf(group);
+        const common = { xaxis: "x" + suffix, yaxis: "y" + suffix, legendgroup: String(g), visible: visible.has(g) ? true : "legendonly", showlegend: false, mode: "lines", type: "scatter" };
+        const solid = group.curves[panel.solid], dotted = group.curves[panel.dotted];
+        const split = (key) => key.split("/")[0];
+        const line = (curve, key, style) => ({ x: curve.x, y: curve.y, name: name, line: Object.assign({ color: color }, style), hoverinfo: "text", text: curve.y.map((y, i) => name + "<br>" + split(key) + ", step " + curve.x[i] + "<br>" + (y === null ? "–" : y.toPrecision(5) + " " + panel.unit)) });
+        if (dotted) traces.push(Object.assign({}, common, line(dotted, panel.dotted, { width: 1.3, dash: "dot" })));
+        if (!solid) return;
+        if (solid.e.some((e) => e)) {
+          const edge = (sign) => solid.y.map((y, i) => (y === null ? null : y + sign * (solid.e[i] || 0)));
+          traces.push(Object.assign({}, common, { x: solid.x, y: edge(-1), line: { width: 0 }, hoverinfo: "skip" }));
+          traces.push(Object.assign({}, common, { x: solid.x, y: edge(1), line: { width: 0 }, fill: "tonexty", fillcolor: rgba(color, 0.18), hoverinfo: "skip" }));
         }
-        const line = (curve, split, style) => ({ x: curve.x, y: curve.y, name: name, line: Object.assign({ color: color }, style), hoverinfo: "text", text: curve.y.map((y, i) => name + "<br>" + split + ", step " + curve.x[i] + "<br>" + (y === null ? "–" : y.toPrecision(5)) + " nats") });
-        traces.push(Object.assign({}, common, line(train, "train", { width: 1.3, dash: "dot" })));
-        traces.push(Object.assign({}, common, line(test, "test", { width: 2.2 }), { showlegend: p === 0 }));
+        traces.push(Object.assign({}, common, line(solid, panel.solid, { width: 2.2 }), { showlegend: !listed.has(g) }));
+        listed.add(g);
       });
     });
     return { data: traces, layout: layout };
@@ -97,7 +126,14 @@
         const box = select("training-fix-box-" + i);
         if (box) box.hidden = vary === "all" || vary === String(i);
       });
-      draw(select("training-plot"), trainingFigure(training, vary, fixed, select("training-scale").value));
+      ["training", "reported"].forEach((name) => {
+        const div = select(name + "-plot");
+        if (!div) return;
+        const figure = curvesFigure(training, training.panels[name], vary, fixed, select("training-scale").value, name === "training" ? 318 : 230);
+        div.hidden = figure === null;
+        select(name + "-none").hidden = figure !== null;
+        if (figure) draw(div, figure);
+      });
     };
     document.querySelectorAll("#training-controls select").forEach((element) => element.addEventListener("change", redraw));
     redraw();
@@ -133,7 +169,7 @@
     const panels = [run.grad, run.grad, run.param, run.update, ratio];
     const lines = (values, suffix, legend) => run.layers.forEach((layer, l) => traces.push({
       type: "scatter", mode: "lines", x: run.step, y: values[l].map((v) => (v === null || v <= 0 ? null : v)), name: layer, legendgroup: String(l), showlegend: legend, xaxis: "x" + suffix, yaxis: "y" + suffix,
-      line: { color: run.colors[l], width: 1.8, dash: layer.startsWith("decoder") ? "dash" : "solid" },
+      line: { color: run.colors[l], width: 1.8, dash: run.dashes[l] },
       hoverinfo: "text", text: values[l].map((v, t) => layer + "<br>step " + run.step[t] + "<br>" + (v === null ? "not finite" : v.toExponential(2))),
     }));
     panels.slice(1).forEach((values, p) => lines(values, String(p + 2), p === 0));

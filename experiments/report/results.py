@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.report.axes import Axis, is_number, lookup, swept_axes
 from vae.errors import UserError
 
 SEED = "seed"
@@ -22,40 +23,6 @@ SEED = "seed"
 # Columns of results.csv that hold words, not numbers, whatever they look like (a run id such as
 # "12e4567890" is no number).
 _TEXT_COLUMNS = ("run_id", "status", "data/fingerprint", "diverged/term", "diverged/layer")
-
-
-@dataclasses.dataclass(frozen=True)
-class Axis:
-    """One swept field: its dotted name, the shortest name that is still clear, and its values in
-    reading order.
-    """
-
-    field: str
-    label: str
-    values: tuple[Any, ...]
-
-    @property
-    def numeric(self) -> bool:
-        return all(is_number(value) for value in self.values)
-
-    @property
-    def log(self) -> bool:
-        """Whether a logarithmic scale suits: positive numbers that span a decade, or whose ratios
-        are steadier than their differences (1, 2, 4, but not 1, 2, 3).
-        """
-        if not self.numeric or min(self.values) <= 0 or len(self.values) < 2:
-            return False
-        if max(self.values) / min(self.values) >= 10:
-            return True
-        ordered = np.array(self.values, np.float64)
-        gaps, log_gaps = np.diff(ordered), np.diff(np.log(ordered))
-        return bool(log_gaps.max() / log_gaps.min() < gaps.max() / gaps.min())
-
-    def index(self, value: Any) -> int:
-        return [value_key(other) for other in self.values].index(value_key(value))
-
-    def labels(self) -> list[str]:
-        return [value_label(value) for value in self.values]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,6 +39,7 @@ class Run:
       curves: metric key -> float64 [L], nan where nothing finite was logged.
       layers: names of the layers in order of depth.
       directory: the run's folder.
+      config: the config before the sweep.
     """
 
     run_id: str
@@ -83,6 +51,12 @@ class Run:
     curves: dict[str, np.ndarray]
     layers: tuple[str, ...]
     directory: pathlib.Path
+    config: dict[str, Any]
+
+    def setting(self, field: str, default: Any = None) -> Any:
+        """The run's value of a field, swept or not."""
+        value = self.values.get(field, lookup(self.config, field))
+        return default if value is None else value
 
     def number(self, key: str) -> float:
         """The run's final value of a metric; nan where it has none (not finished, diverged, not
@@ -111,8 +85,8 @@ class Results:
 
     @property
     def swept(self) -> tuple[Axis, ...]:
-        """The axes with more than one value: those that can be plotted against."""
-        return tuple(axis for axis in self.axes if len(axis.values) > 1)
+        """The axes that can be plotted against: of more than one value, which no other tells."""
+        return tuple(axis for axis in self.axes if len(axis.values) > 1 and not axis.implied)
 
 
 def read_results(workdir: pathlib.Path) -> Results:
@@ -151,7 +125,7 @@ def read_results(workdir: pathlib.Path) -> Results:
     for run_id, of_run in overrides.items():
         directory = workdir / "runs" / run_id
         row = rows.get(run_id) or _result_row(directory / "result.json")
-        values = {field: of_run.get(field, _lookup(config, field)) for field in fields}
+        values = {field: of_run.get(field, lookup(config, field)) for field in fields}
         step, curves, layers, skipped = read_metrics(directory / "metrics.jsonl")
         if skipped:
             notes.append(
@@ -161,9 +135,9 @@ def read_results(workdir: pathlib.Path) -> Results:
         status = str(
             row.get("status") or ("ok" if row else "unfinished" if step.size else "missing")
         )
-        seed = values.get(SEED, row.get(SEED, _lookup(config, SEED)))
+        seed = values.get(SEED, row.get(SEED, lookup(config, SEED)))
         seed = int(seed) if is_number(seed) and math.isfinite(seed) else None
-        runs.append(Run(run_id, values, seed, status, row, step, curves, layers, directory))
+        runs.append(Run(run_id, values, seed, status, row, step, curves, layers, directory, config))
 
     unfinished = [run.run_id for run in runs if run.status in ("unfinished", "missing")]
     if unfinished:
@@ -174,7 +148,8 @@ def read_results(workdir: pathlib.Path) -> Results:
         )
     # Sorting by axis keeps groups and legends in reading order however the planner packed the runs.
     swept_fields = [field for field in fields if field != SEED]
-    axes = _axes(swept_fields, sweep.get("axes", {}), runs)
+    values_of = [run.values for run in runs]
+    axes = swept_axes(swept_fields, sweep.get("axes", {}), values_of, config)
     runs.sort(
         key=lambda run: (*(axis.index(run.values[axis.field]) for axis in axes), run.seed or 0)
     )
@@ -262,22 +237,6 @@ def read_gallery(path: pathlib.Path) -> dict[str, np.ndarray]:
     }
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
-def value_key(value: Any) -> str:
-    """A hashable identity of a config value; 1 and 1.0 are the same value."""
-    return json.dumps(float(value) if is_number(value) else value, sort_keys=True, default=str)
-
-
-def value_label(value: Any) -> str:
-    """How a config value is written in the report: 0.5, 1e-05, relu, [500, 200]."""
-    if is_number(value):
-        return f"{value:.4g}" if abs(value) < 1e4 or value != int(value) else f"{int(value)}"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
 def _read_json(path: pathlib.Path, default: Any) -> Any:
     if not path.is_file():
         return default
@@ -328,37 +287,6 @@ def _overrides(
         sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     )
     return {run_id: {} for run_id in dict.fromkeys([*rows, *found])}
-
-
-def _lookup(config: dict[str, Any], field: str) -> Any:
-    node: Any = config
-    for part in field.split("."):
-        if not isinstance(node, dict) or part not in node:
-            return None
-        node = node[part]
-    return node
-
-
-def _axes(fields: list[str], declared: dict[str, list[Any]], runs: list[Run]) -> tuple[Axis, ...]:
-    """Swept fields with the values that runs have: numbers ascending, anything else in the sweep's
-    order.
-    """
-    axes = []
-    for field in fields:
-        taken = {value_key(run.values[field]): run.values[field] for run in runs}
-        order = [value_key(value) for value in declared.get(field, ())]
-        values = [taken[key] for key in dict.fromkeys(order) if key in taken]
-        values += [value for key, value in taken.items() if key not in order]
-        if values and all(is_number(value) for value in values):
-            values.sort()
-        axes.append(Axis(field, _short_name(field, fields), tuple(values)))
-    return tuple(axes)
-
-
-def _short_name(field: str, fields: list[str]) -> str:
-    """The last part of a dotted name, or the whole name where two swept fields would share it."""
-    last = field.rsplit(".", 1)[-1]
-    return last if sum(other.rsplit(".", 1)[-1] == last for other in fields) == 1 else field
 
 
 def _some(names: list[str], limit: int = 5) -> str:

@@ -1,15 +1,20 @@
 """Paper figures of single runs: norms layer by layer, and what the models make."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.report import aggregate, explorers, pictures, style
+from experiments.report import aggregate, explorers, latents, pictures, style
 from experiments.report.aggregate import Group
+from experiments.report.axes import Axis, value_key
 from experiments.report.canvas import new_figure
 from experiments.report.gallery import representatives
-from experiments.report.results import Axis, Results, Run, value_key
+from experiments.report.latents import Frame
+from experiments.report.results import Results, Run
+
+_DASHES = {"solid": "-", "dash": "--", "dashdot": "-.", "dot": ":"}
 
 
 def layer_norms(results: Results, groups: Sequence[Group], limit: int = 4):
@@ -49,7 +54,7 @@ def layer_norms(results: Results, groups: Sequence[Group], limit: int = 4):
             ratio = run.curves.get(f"update/{layer}/norm", blank) / np.where(
                 param > 0, param, np.nan
             )
-            dash = "--" if layer.startswith("decoder") else "-"
+            dash = _DASHES[explorers.DASHES.get(layer.split("/")[0], "solid")]
             bottom.plot(
                 run.step,
                 np.where(ratio > 0, ratio, np.nan),
@@ -78,13 +83,10 @@ def gallery(groups: Sequence[Group]):
     figure, panels = new_figure(
         len(shown), 5, width=7.6, height=0.92 * len(shown) + 0.3, ratios=ratios
     )
-    extent = max(
-        (explorers.latent_extent(run) for _, run in shown if "latents" in run.gallery), default=3.0
-    )
-    top = max(
-        (float(run.gallery["kl_per_dim"].max()) for _, run in shown if "kl_per_dim" in run.gallery),
-        default=1.0,
-    )
+    planar = [run for _, run in shown if run.gallery.get("latents", np.zeros(0)).size]
+    frames = {run.run_id: frame for run, frame in zip(planar, latents.frames(planar), strict=True)}
+    divided = [rate for _, run in shown if (rate := latents.rates(run)[0]) is not None]
+    top = max((float(rate.max()) for rate in divided), default=1.0)
     for row, (group, run) in enumerate(shown):
         cells = panels[5 * row : 5 * row + 5]
         makers = (pictures.reconstructions, pictures.samples, pictures.traversals)
@@ -99,7 +101,7 @@ def gallery(groups: Sequence[Group]):
         cells[0].set_ylabel(
             _stacked(group.label), fontsize=6.5, rotation=0, ha="right", va="center"
         )
-        _draw_latents(cells[3], run, extent)
+        _draw_latents(cells[3], run, frames.get(run.run_id))
         _draw_rates(cells[4], run, top)
         if row == 0:
             for cell, title in zip(cells, titles, strict=True):
@@ -145,11 +147,21 @@ def _heat_map(panel, run: Run, norms: np.ndarray, low: float, high: float):
     return mesh
 
 
-def _draw_latents(panel, run: Run, extent: float) -> None:
-    if not run.gallery.get("latents", np.zeros(0)).size:
+def _draw_latents(panel, run: Run, frame: Frame | None) -> None:
+    """Where examples lie; of discrete latents, how often each variable (down) has each code."""
+    shares = latents.code_shares(run)
+    if shares is not None:
+        panel.grid(False)
+        panel.tick_params(labelsize=5.5)
+        panel.imshow(
+            shares[: latents.MAX_VARIABLES], cmap="Blues", vmin=0, aspect="auto", rasterized=True
+        )
+        panel.set_xlabel("code", fontsize=5.5)
+        return
+    if frame is None:
         panel.set_axis_off()
         return
-    points, _ = explorers.latent_points(run)
+    points, _ = latents.latent_points(run)
     keep = aggregate.thin(len(points), 800)
     labels = run.gallery.get("labels")
     classes = np.unique(labels) if labels is not None else np.zeros(1)
@@ -158,23 +170,28 @@ def _draw_latents(panel, run: Run, extent: float) -> None:
         np.searchsorted(classes, labels[keep]) if labels is not None else np.zeros(keep.size, int)
     )
     panel.grid(False)
-    panel.set_xlim(-extent, extent)
-    panel.set_xticks([-2, 0, 2])
+    panel.set_xlim(*frame.x)
+    panel.locator_params(nbins=3)
+    if frame.standard:
+        panel.set_xticks([-2, 0, 2])
     panel.tick_params(labelsize=5.5)
     if points.shape[1] == 1:
         members = [points[keep][which == i, 0] for i in range(len(colors))]
-        panel.hist(members, bins=40, range=(-extent, extent), stacked=True, color=list(colors))
+        panel.hist(members, bins=40, range=frame.x, stacked=True, color=list(colors))
         return
-    panel.set_ylim(-extent, extent)
+    panel.set_ylim(*frame.y)
     panel.set_aspect("equal")
-    panel.set_yticks([-2, 0, 2])
+    if frame.standard:
+        panel.set_yticks([-2, 0, 2])
     panel.scatter(*points[keep].T, s=1.5, c=colors[which], linewidths=0, rasterized=True)
 
 
 def _draw_rates(panel, run: Run, top: float) -> None:
-    rate = run.gallery.get("kl_per_dim", np.zeros(0))
-    if not rate.size:
+    rate, text = latents.rates(run)
+    if rate is None:
         panel.set_axis_off()
+        lines = "\n".join(textwrap.wrap(text, 16)[:5])
+        panel.text(0.5, 0.5, lines, fontsize=5.5, ha="center", va="center")
         return
     panel.bar(np.arange(1, rate.size + 1), np.sort(rate)[::-1], color=style.ACCENT)
     panel.set_ylim(0, 1.08 * top or 1)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.report.results import Axis
+from experiments.report.axes import Axis
 
 INK = "#1f2430"
 MUTED = "#667085"
@@ -35,27 +35,97 @@ PETROFF = (
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A column of results.csv and how it is written; `unit` is empty for counts."""
+    """A number that runs have, and how it is written.
+
+    Attributes:
+      key: its column in results.csv, or its key in metrics.jsonl.
+      unit: empty for counts and shares. direction: which way is better, where one is.
+      places: decimals where no standard error sets them.
+      meaning: its definition, for the report's readers.
+    """
 
     key: str
     title: str
     unit: str
     direction: str = ""
+    places: int = 2
+    meaning: str = ""
 
     @property
     def axis_title(self) -> str:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
-ELBO = Metric("test/elbo", "ELBO", "nats", "↑ better")
-RATE = Metric("test/rate", "Rate", "nats")
-DISTORTION = Metric("test/distortion", "Distortion", "nats")
-NLL = Metric("test/nll", "NLL", "nats", "↓ better")
-ACTIVE_UNITS = Metric("test/active_units", "Active units", "")
-GAP = Metric("gap/elbo", "ELBO gap", "nats")
+ELBO = Metric(
+    "test/elbo",
+    "ELBO",
+    "nats",
+    "↑ better",
+    meaning="−(rate + distortion), a lower bound on log p(x), whatever the objective and its β. "
+    "An autoencoder has none.",
+)
+RATE = Metric(
+    "test/rate",
+    "Rate",
+    "nats",
+    meaning="KL(q(z|x) ‖ p(z)), what the code costs; sampled where it has no closed form. An "
+    "autoencoder has none.",
+)
+DISTORTION = Metric(
+    "test/distortion",
+    "Distortion",
+    "nats",
+    meaning="−E log p(x|z) over z ~ q(z|x), what the code misses, with the likelihood's constants.",
+)
+NLL = Metric(
+    "test/nll",
+    "NLL",
+    "nats",
+    "↓ better",
+    meaning="−log 1/K Σ p(x|z) p(z) / q(z|x) over K samples of z: an upper bound on −log p(x), "
+    "the tighter the larger K is.",
+)
+BPD = Metric(
+    "test/bpd",
+    "Bits/dim",
+    "bits",
+    "↓ better",
+    places=3,
+    meaning="−ELBO / (D ln 2), D the number of values of an example; for discrete data only.",
+)
+ACTIVE_UNITS = Metric(
+    "test/active_units",
+    "Active units",
+    "",
+    places=1,
+    meaning="latent dimensions (variables, where they are discrete) in which the mean of q(z|x) "
+    "varies over the examples by a variance above 0.01.",
+)
+GAP = Metric(
+    "gap/elbo",
+    "ELBO gap",
+    "nats",
+    meaning="ELBO on training examples less that on test examples.",
+)
+CLIPPED = Metric(
+    "steps_clipped",
+    "Clipped",
+    "steps",
+    places=1,
+    meaning="updates made with a gradient that was scaled down to optimizer.clip_norm.",
+)
+SKIPPED = Metric(
+    "steps_skipped",
+    "Skipped",
+    "steps",
+    places=1,
+    meaning="steps passed over because the gradient's norm was above optimizer.skip_norm.",
+)
 
-ABLATED = (ELBO, RATE, DISTORTION, ACTIVE_UNITS, NLL, GAP)
-TABULATED = (ELBO, RATE, DISTORTION, NLL, ACTIVE_UNITS, GAP)
+ABLATED = (ELBO, RATE, DISTORTION, ACTIVE_UNITS, NLL, GAP, BPD)
+TABULATED = (ELBO, RATE, DISTORTION, NLL, BPD, ACTIVE_UNITS, GAP, CLIPPED, SKIPPED)
+# The columns of a table of runs of which none has finished.
+EXPECTED = (ELBO, RATE, DISTORTION, NLL, ACTIVE_UNITS, GAP)
 
 
 @functools.cache
@@ -102,7 +172,8 @@ def fixed(value: float, places: int) -> str:
     """A number with a true minus sign; an en dash where there is none."""
     if not np.isfinite(value):
         return "–"
-    text = f"{value:.{places}f}"
+    # Of a run that nearly diverged, one reads the size and not the digits.
+    text = f"{value:.{places}f}" if abs(value) < 1e7 else f"{value:.3g}"
     return text.replace("-", "−") if float(text) != 0 else text.lstrip("-")
 
 

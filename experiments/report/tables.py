@@ -1,128 +1,23 @@
-"""The page's words and numbers: what was asked, the table over seeds, every run, and the runs that
-diverged.
-"""
+"""The page's tables: over seeds, of every run, of runs that diverged, and of what terms mean."""
 
-import json
 import math
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from experiments.report import aggregate, style
 from experiments.report.aggregate import Estimate, Group
-from experiments.report.markup import chips, escape, pairs
-from experiments.report.results import SEED, Results, Run, value_label
-
-
-def header(results: Results, groups: Sequence[Group], name: str) -> str:
-    """Title, the question in one sentence, and the few numbers one asks for first."""
-    swept = [f"<code>{escape(axis.field)}</code>" for axis in results.swept]
-    source = escape(results.config.get("data", {}).get("source", "the data"))
-    runs = len(results.runs)
-    if swept:
-        verb = "changes" if len(swept) == 1 else "change"
-        asked = f"How {_and(swept)} {verb} what a VAE learns on <code>{source}</code>."
-    elif len(results.seeds) > 1:
-        asked = f"One VAE on <code>{source}</code>, {len(results.seeds)} seeds."
-    else:
-        asked = f"One VAE on <code>{source}</code>."
-    counts = {status: sum(run.status == status for run in results.runs) for status in _STATUSES}
-    states = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    facts = [
-        ("Runs", str(runs), states),
-        ("Conditions", str(len(groups)), f"seeds: {_seeds(results)}"),
-    ]
-    best = aggregate.best_group(groups)
-    if best is not None:
-        elbo = best.estimate("test/elbo")
-        places = style.decimals([elbo.error], 2)
-        facts.append(
-            (
-                "Best test ELBO (nats)",
-                _spread(elbo, places),
-                best.label.replace(" = ", "\u00a0=\u00a0") if len(groups) > 1 else "",
-            )
-        )
-        nll = best.estimate("test/nll")
-        if nll.n:
-            facts.append(
-                (
-                    _nll_title(best.runs) + ", there",
-                    _spread(nll, style.decimals([nll.error], 2)),
-                    "nats",
-                )
-            )
-    cards = "".join(
-        f"<div><dt>{escape(title)}</dt><dd>{escape(value)}<small>{escape(detail)}</small></dd></div>"
-        for title, value, detail in facts
-    )
-    notes = "".join(f"<p>{escape(note)}</p>" for note in results.notes)
-    callout = f'<div class="callout" id="notes">{notes}</div>' if notes else ""
-    return (
-        f'<h1>{escape(name)}</h1><p class="lead">{asked}</p><dl class="facts">{cards}</dl>{callout}'
-    )
-
-
-def question(results: Results) -> str:
-    """The sweep, the data with its protocol and fingerprint, the software and machine, and the full
-    config.
-    """
-    environment = results.environment
-    swept = [(axis.field, chips(axis.labels())) for axis in results.axes]
-    swept.append((SEED, chips([value_label(seed) for seed in results.seeds])))
-
-    # The recorded protocol holds the data fields, resolved; without it they are all there is.
-    datasets = environment.get("dataset", {}) or {"data": results.config.get("data", {})}
-    data = [
-        (f"{source}.{name}" if len(datasets) > 1 else name, _mono(value))
-        for source, facts in datasets.items()
-        for name, value in (facts if isinstance(facts, dict) else {source: facts}).items()
-    ]
-
-    machine = []
-    for name, value in environment.items():
-        if name == "command" and isinstance(value, list):
-            machine.append((name, f"<code>{escape(shlex.join(map(str, value)))}</code>"))
-        elif name == "versions" and isinstance(value, dict):
-            machine.append(
-                (name, chips([f"{package} {version}" for package, version in value.items()]))
-            )
-        elif name == "devices" and isinstance(value, list):
-            machine.append((name, chips([_words(device) for device in value])))
-        elif name == "earlier" and isinstance(value, list):
-            machine += [("begun with", chips(_otherwise(e, environment))) for e in value]
-        elif name != "dataset":
-            machine.append((name, _mono(value)))
-
-    return f"""<h3>Swept</h3>
-{pairs(swept)}
-<div class="halves">
-<div><h3>Data</h3>
-{pairs(data) if data else "<p>Not recorded.</p>"}</div>
-<div><h3>Software and machine</h3>
-{pairs(machine) if machine else "<p>Not recorded.</p>"}</div>
-</div>
-<details><summary>Base configuration in full</summary>
-<p class="note">Swept fields are <mark>marked</mark>: each run replaces them by its own value.
-{_given(environment)}</p>
-<pre>{_config_text(results)}</pre></details>"""
-
-
-def _otherwise(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What an earlier execution was made with, where the last one was made with something else."""
-    texts = []
-    for name, value in earlier.items():
-        if name == "versions" and isinstance(value, dict):
-            same = now.get("versions", {})
-            texts += [f"{p} {v}" for p, v in value.items() if same.get(p) != v]
-        elif value != now.get(name):
-            texts.append(f"{name} {_words(value)}")
-    return texts
+from experiments.report.axes import value_label
+from experiments.report.markup import escape, pairs
+from experiments.report.results import Results, Run
 
 
 def results_tables(results: Results, groups: Sequence[Group]) -> str:
     """Main effects, the table of groups over seeds, and every run behind a fold."""
-    return "\n".join([_effects(results), _group_table(results, groups), _run_table(results)])
+    terms = [(metric.title, metric.meaning) for metric in aggregate.tabulated(results)]
+    # Where not every combination was run, means over the other fields are each over other ones.
+    effects = _effects(results) if aggregate.crossed(results, groups) else ""
+    parts = [effects, _group_table(results, groups), _run_table(results)]
+    return "\n".join([*parts, glossary("What the columns mean", terms)])
 
 
 def diverged(results: Results) -> str:
@@ -167,6 +62,14 @@ def diverged(results: Results) -> str:
     )
 
 
+def glossary(title: str, terms: Sequence[tuple[str, str]]) -> str:
+    """Names with what they mean, behind a fold; those without a meaning are left out."""
+    rows = [(name, escape(meaning)) for name, meaning in terms if meaning]
+    if not rows:
+        return ""
+    return f"<details><summary>{escape(title)}</summary>{pairs(rows)}</details>"
+
+
 def footer(results: Results) -> str:
     return (
         f"Built from <code>{escape(results.workdir.resolve())}</code>. Rebuild with <code>python "
@@ -175,12 +78,19 @@ def footer(results: Results) -> str:
     )
 
 
-_STATUSES = ("ok", "diverged", "unfinished", "missing")
+UNSAID = (
+    "Conditions are named by what they change; every other swept field is as in the base "
+    "configuration, or goes with what is named: see every run."
+)
+NO_COMPARISON = (
+    "Runs here differ in their data or in the kind of their likelihood (a density, or a "
+    "probability of bits or of bytes): their ELBOs are of different things and do not compare."
+)
 
 
 def _effects(results: Results) -> str:
     """One line per numeric axis: each metric from the lowest to the highest value."""
-    metrics = [metric for metric in style.TABULATED if metric is not style.GAP]
+    metrics = [m for m in aggregate.tabulated(results) if m.key.startswith("test/")]
     effects = [
         (axis, ends)
         for axis, ends in aggregate.main_effects(results, [m.key for m in metrics])
@@ -200,7 +110,8 @@ def _effects(results: Results) -> str:
         )
         for metric in metrics:
             low, high = ends.get(metric.key, (math.nan, math.nan))
-            cells.append(f"<td>{style.fixed(low, 1)} → {style.fixed(high, 1)}</td>")
+            places = max(1, metric.places - 1)
+            cells.append(f"<td>{style.fixed(low, places)} → {style.fixed(high, places)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
         "<h3>At a glance</h3><p class='note'>Each test metric at a field's lowest and highest "
@@ -210,30 +121,36 @@ def _effects(results: Results) -> str:
 
 def _group_table(results: Results, groups: Sequence[Group]) -> str:
     """Mean ± standard error over seeds, the exact numbers in data-value, data-error, data-seeds."""
-    metrics = style.TABULATED
+    metrics = aggregate.tabulated(results)
     cells = {metric.key: [group.estimate(metric.key) for group in groups] for metric in metrics}
     places = {
-        metric.key: style.decimals(
-            [seen.error for seen in cells[metric.key]], 2 if metric.unit else 1
-        )
+        metric.key: style.decimals([seen.error for seen in cells[metric.key]], metric.places)
         for metric in metrics
     }
-    best = aggregate.best_group(groups)
-    heads = [("word", "", "")] if len(groups) > 1 else []
-    heads += [("" if axis.numeric else "word", axis.label, "") for axis in results.axes]
+    best = aggregate.best_group(results, groups)
+    starred = best is not None and len(groups) > 1
+    heads = [("word", "", "")] if starred else []
+    crossed = aggregate.crossed(results, groups)
+    if crossed:
+        heads += [("" if axis.numeric else "word", axis.label, "") for axis in results.axes]
+    else:
+        heads.append(("word", "condition", ""))
     heads.append(("", "seeds", "finished"))
     for metric in metrics:
-        title = _nll_title(results.runs) if metric is style.NLL else metric.title
+        title = nll_title(results.runs) if metric is style.NLL else metric.title
         heads.append(("", title, ", ".join(filter(None, (metric.unit, metric.direction)))))
     rows = []
     for i, group in enumerate(groups):
-        is_best = group is best and len(groups) > 1
-        row = [f'<td class="star">{"★" * is_best}</td>'] if len(groups) > 1 else []
-        row += [
-            _value_cell(axis.numeric, value)
-            for axis, value in zip(results.axes, group.values, strict=True)
-        ]
-        finished = group.estimate("test/elbo").n
+        is_best = starred and group is best
+        row = [f'<td class="star">{"★" * is_best}</td>'] if starred else []
+        if crossed:
+            row += [
+                _value_cell(axis.numeric, value)
+                for axis, value in zip(results.axes, group.values, strict=True)
+            ]
+        else:
+            row.append(f'<td class="word long">{escape(group.label)}</td>')
+        finished = sum(run.status == "ok" for run in group.runs)
         of = f" of {len(group.runs)}" if finished < len(group.runs) else ""
         row.append(f'<td data-value="{finished}">{finished}{of}</td>')
         row += [
@@ -245,7 +162,11 @@ def _group_table(results: Results, groups: Sequence[Group]) -> str:
         "Mean ± standard error over seeds (s/√n, s with n − 1); one seed has no ±. Click a header "
         "to sort."
     )
-    if best is not None and len(groups) > 1:
+    if not crossed:
+        reading += f" {UNSAID}"
+    if not aggregate.comparable(results):
+        reading += f" {NO_COMPARISON}"
+    if starred:
         reading += (
             " ★ marks the highest mean test ELBO; picked on the test set, it flatters itself when "
             "conditions are many."
@@ -256,12 +177,12 @@ def _group_table(results: Results, groups: Sequence[Group]) -> str:
 
 
 def _run_table(results: Results) -> str:
-    metrics = style.TABULATED
+    metrics = aggregate.tabulated(results)
     heads = [("word", "run_id", ""), ("word", "status", "")]
     heads += [("" if axis.numeric else "word", axis.label, "") for axis in results.axes]
     heads += [("", "seed", ""), ("", "steps", ""), ("", "wall", "s")]
     for metric in metrics:
-        title = _nll_title(results.runs) if metric is style.NLL else metric.title
+        title = nll_title(results.runs) if metric is style.NLL else metric.title
         heads.append(("", title, metric.unit))
     rows = []
     for run in results.runs:
@@ -273,7 +194,7 @@ def _run_table(results: Results) -> str:
         row.append(_value_cell(True, run.seed if run.seed is not None else math.nan))
         row.append(_number_cell(run.number("steps"), 0))
         row.append(_number_cell(run.number("wall_s"), 1))
-        row += [_number_cell(run.number(metric.key), 2) for metric in metrics]
+        row += [_number_cell(run.number(metric.key), metric.places) for metric in metrics]
         rows.append(f"<tr{' class=diverged' * (run.status == 'diverged')}>{''.join(row)}</tr>")
     return (
         f"<details><summary>Every run ({len(results.runs)})</summary>"
@@ -324,70 +245,14 @@ def _estimate_cell(key: str, seen: Estimate, places: int) -> str:
     )
 
 
-def _spread(seen: Estimate, places: int) -> str:
-    error = f" ± {style.fixed(seen.error, places)}" if seen.n > 1 else ""
-    return style.fixed(seen.mean, places) + error
-
-
-def _nll_title(runs: Sequence[Run]) -> str:
-    return f"NLL ({style.samples_label([run.number('test/nll_samples') for run in runs])})"
-
-
-def _config_text(results: Results) -> str:
-    """The config as indented JSON, escaped, the swept fields' lines marked."""
-    swept = {axis.field for axis in results.axes} | ({SEED} if len(results.seeds) > 1 else set())
-    return _config_node(results.config, "", swept, 0)
-
-
-def _config_node(node: Any, path: str, swept: set[str], depth: int) -> str:
-    if not isinstance(node, dict):
-        return escape(json.dumps(node, ensure_ascii=False, default=str))
-    if not node:
-        return "{}"
-    lines = []
-    for i, (name, value) in enumerate(node.items()):
-        field = f"{path}{name}"
-        key = escape(json.dumps(str(name), ensure_ascii=False))
-        text = f"{key}: {_config_node(value, field + '.', swept, depth + 1)}"
-        text = f"<mark>{text}</mark>" if field in swept else text
-        lines.append("  " * (depth + 1) + text + "," * (i < len(node) - 1))
-    return "{\n" + "\n".join(lines) + "\n" + "  " * depth + "}"
-
-
-def _given(environment: dict[str, Any]) -> str:
-    """The fields that the command line changed, for they are what differs from the config file."""
-    command = environment.get("command", [])
-    given = (
-        [str(word) for word in command if str(word).startswith("--config.")]
-        if isinstance(command, list)
-        else []
-    )
-    return f" Changed on the command line: {chips(given)}" if given else ""
-
-
-def _mono(value: Any) -> str:
-    return f'<span class="mono">{escape(_words(value))}</span>'
-
-
-def _words(value: Any) -> str:
-    """A recorded fact on one line: train: 1438, test: 359."""
-    if value in ("", None):
-        return "–"
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {_words(item)}" for name, item in value.items())
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _seeds(results: Results) -> str:
-    seeds = results.seeds
-    if len(seeds) > 3 and all(b - a == 1 for a, b in zip(seeds, seeds[1:], strict=False)):
-        return f"{seeds[0]} to {seeds[-1]}"
-    return ", ".join(map(str, seeds)) or "not recorded"
-
-
 def _count(value: float) -> str:
     return str(int(value)) if math.isfinite(value) else "not recorded"
 
 
-def _and(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+def spread(seen: Estimate, places: int) -> str:
+    error = f" ± {style.fixed(seen.error, places)}" if seen.n > 1 else ""
+    return style.fixed(seen.mean, places) + error
+
+
+def nll_title(runs: Sequence[Run]) -> str:
+    return f"NLL ({style.samples_label([run.number('test/nll_samples') for run in runs])})"

@@ -33,7 +33,7 @@ def plan(runs, steps):
     return types.SimpleNamespace(runs=range(runs), num_steps=steps)
 
 
-def test_lines_say_runs_populations_speed_time_left_and_elbo(clock, capsys):
+def test_lines_say_runs_populations_speed_time_left_and_score(clock, capsys):
     plans = [plan(4, 100), plan(2, 300)]
     shown = progress.Progress(plans)
     shown.begin(plans[0])
@@ -41,13 +41,13 @@ def test_lines_say_runs_populations_speed_time_left_and_elbo(clock, capsys):
     clock.now += 60  # compiling
     shown.update(1, None)
     clock.now += 20
-    shown.update(51, -40.125)  # 200 run-steps in 20 s, and 796 to do
+    shown.update(51, ("test elbo", -40.125))  # 200 run-steps in 20 s, and 796 to do
     clock.now += 20
-    shown.update(100, -30.0)
+    shown.update(100, ("test elbo", -30.0))
     shown.begin(plans[1])
     shown.update(0, None)
     clock.now += 20
-    shown.update(300, -20.0)
+    shown.update(300, ("test distortion", 20.0))
     shown.close()
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -56,7 +56,7 @@ def test_lines_say_runs_populations_speed_time_left_and_elbo(clock, capsys):
         "  0%  0/6 runs, population 1/2",
         " 20%  0/6 runs, population 1/2, 10 run-steps/s, 1:20 left, test elbo -40.12",
         " 40%  4/6 runs, population 1/2, 10 run-steps/s, 1:01 left, test elbo -30.00",
-        "100%  6/6 runs, population 2/2, 17 run-steps/s, 0:00 left, test elbo -20.00",
+        "100%  6/6 runs, population 2/2, 17 run-steps/s, 0:00 left, test distortion 20.00",
     ]
 
 
@@ -75,9 +75,9 @@ def test_steps_of_an_earlier_process_are_no_speed(clock, capsys):
     plans = [plan(2, 100), plan(2, 100)]
     shown = progress.Progress(plans)
     shown.begin(plans[0])
-    shown.update(100, -1.0)  # only its results were missing
+    shown.update(100, None)  # only its results were missing
     shown.begin(plans[1])
-    shown.update(50, -1.0)
+    shown.update(50, None)
     clock.now += 10
     shown.update(51, None)
     clock.now += 10
@@ -91,7 +91,7 @@ def test_what_is_done_beside_training_is_said(clock, capsys):
     (only,) = plans = [plan(1, 10)]
     shown = progress.Progress(plans)
     shown.begin(only)
-    shown.update(10, -1.0)
+    shown.update(10, None)
     clock.now += progress.LINE_SECONDS
     shown.note("nll of 5000 samples, 100/10000")
     assert capsys.readouterr().err.splitlines()[-1].strip() == "nll of 5000 samples, 100/10000"

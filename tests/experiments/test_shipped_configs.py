@@ -1,11 +1,15 @@
 """The configs that come with the package: complete, documented, and each of their runs valid."""
 
+import json
+import math
 import pathlib
+import re
 
 import pytest
 
 from configs import default
-from experiments import config, fields, sweep
+from experiments import config, fields, plan, sweep
+from tests.experiments import launch
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHIPPED = sorted(
@@ -61,9 +65,74 @@ def test_default_documents_the_field(name):
 
 def test_the_configs_to_ship_are_there():
     names = {"default", "quickstart", "mnist", "fashion_mnist"}
-    ablations = {"beta", "latent_dim", "depth", "init_norm"}
+    ablations = {"beta", "latent_dim", "depth", "init_norm", "objectives"}
     expected = {f"configs/{n}.py" for n in names} | {f"configs/ablations/{n}.py" for n in ablations}
     assert expected <= set(SHIPPED)
+
+
+def resolved(path):
+    """The flat config of each run."""
+    nested, runs = config.from_args(str(ROOT / path), [], [])
+    return [config.flatten(config.resolve(nested, run)) for run in runs]
+
+
+OBJECTIVES = [path for path in SHIPPED if path.startswith("configs/objectives/")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "objective.name",
+        "objective.estimator",
+        "model.posterior",
+        "model.posterior_scale",
+        "model.prior",
+    ],
+)
+def test_each_objective_has_a_config(name):
+    used = {flat[name] for path in OBJECTIVES for flat in resolved(path)}
+    # Of the scales, softplus is a way to write the same family.
+    assert used | {"softplus"} >= set(fields.FIELDS[name].choices)
+
+
+@pytest.mark.parametrize("path", OBJECTIVES)
+def test_a_config_of_an_objective_is_one_program_of_three_seeds_on_the_digits(path):
+    flats = resolved(path)
+    structures = {json.dumps(plan.structure_of(flat), sort_keys=True) for flat in flats}
+    assert len(structures) == 1
+    assert {flat["data.source"] for flat in flats} == {"digits"}
+    settings = {json.dumps(flat | {"seed": None}, sort_keys=True) for flat in flats}
+    assert len(flats) == 3 * len(settings)
+    assert {flat["seed"] for flat in flats} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("path", [*OBJECTIVES, "configs/ablations/objectives.py"])
+def test_it_says_paper_command_time_and_numbers(path):
+    docstring = (ROOT / path).read_text().split('"""')[1]
+    name = pathlib.Path(path).stem
+    assert re.search(r"\b(19|20)\d\d\b", docstring)
+    assert re.search(rf"--workdir=results/{name}$", docstring, re.MULTILINE)
+    text = " ".join(docstring.split())
+    assert re.search(r"takes about \d+ (s|minutes?)\b", text)
+    measured = text.partition("In a run on two CPU cores with JAX 0.10.2")[2]
+    assert re.search(r"−?\d+\.\d", measured)
+
+
+@pytest.mark.parametrize("name", ["factor_vae", "vq_vae", "wae_mmd"])
+def test_it_runs(name, tmp_path):
+    """By the real command: a discriminator, statistics that are no BatchNorm's, and no rate."""
+    nested, _ = config.from_args(str(ROOT / f"configs/objectives/{name}.py"), [], [])
+    flags = (f"--config=configs/objectives/{name}.py", "--config.train.steps=20", "--sweep=seed=1")
+    launch.run(tmp_path / "results", *flags)
+    rows = launch.rows(tmp_path / "results").values()
+    assert rows and all(row["status"] == "ok" and row["seed"] == "1" for row in rows)
+    has_rate = nested["model"]["posterior"] != "point"
+    for row in rows:
+        assert math.isfinite(float(row["test/distortion"]))
+        assert bool(row["test/elbo"]) == bool(row.get("test/nll")) == has_rate
+        reading = launch.readings(tmp_path / "results", row["run_id"])[-1]
+        own = {"factor_vae": "total_correlation", "vq_vae": "perplexity", "wae_mmd": "mmd"}[name]
+        assert math.isfinite(reading[f"train/{own}"])
 
 
 @pytest.mark.parametrize("path", SHIPPED)

@@ -1,6 +1,7 @@
 """Writes results folders as a run would leave them, with plausible numbers and no training."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import math
@@ -9,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from experiments.rules import BYTE_LIKELIHOODS
 
 CONFIG = {
     "seed": 0,
@@ -21,9 +24,44 @@ CONFIG = {
 }
 
 
+SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How a run's files differ from those of a Gaussian VAE: whether it has a rate, whether that is
+    a number for each dimension, whether its latents are discrete, and what else it logs.
+    """
+
+    rate: bool = True
+    divided: bool = True
+    discrete: bool = False
+    logged: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+_LOGGED = {
+    "iwae": {"bound": -31.0},
+    "tcvae": {"mutual_information": 2.0, "total_correlation": 0.5, "dimension_kl": 1.0},
+    "factor": {"total_correlation": 0.4, "discriminator_loss": 0.6, "discriminator_accuracy": 0.7},
+    "vq": {"commitment": 3.0, "perplexity": 6.0, "code_usage": 0.8},
+    "mine": {"strange_term": 1.5},
+}
+
+
+def kind_of(point: Mapping[str, Any]) -> Kind:
+    posterior = point.get("model.posterior", "gaussian")
+    return Kind(
+        rate=posterior != "point",
+        divided=posterior not in ("iaf", "coupling")
+        and point.get("model.prior", "standard") == "standard",
+        discrete=posterior in ("categorical", "vq"),
+        logged=_LOGGED.get(point.get("objective.name", "elbo"), {}),
+    )
+
+
 def write_workdir(
     workdir: pathlib.Path,
-    axes: Mapping[str, Sequence[Any]],
+    axes: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]],
     *,
     lines: int = 20,
     diverged: Sequence[int] = (),
@@ -38,7 +76,7 @@ def write_workdir(
 
     Args:
       workdir: the folder to make.
-      axes: swept field -> values; the runs are their product.
+      axes: swept field -> values; the runs are their product. Or the overrides of each run.
       lines: metrics lines per run.
       diverged: positions of runs that stop a third of the way.
       missing: positions of runs that have not started.
@@ -49,7 +87,16 @@ def write_workdir(
       images: uint8 [N, *shape] to show; noise by default.
     """
     workdir.mkdir(parents=True)
-    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    if isinstance(axes, Mapping):
+        values = itertools.product(*axes.values())
+        points = [dict(zip(axes, row, strict=True)) for row in values]
+    else:
+        points = list(axes)
+        fields = dict.fromkeys(field for point in points for field in point)
+        axes = {
+            field: list(dict.fromkeys(point[field] for point in points if field in point))
+            for field in fields
+        }
     runs = [
         {"run_id": f"{0xAB12CD34 + 7919 * i:010x}", "overrides": point}
         for i, point in enumerate(points)
@@ -104,6 +151,7 @@ def _write_run(
     depth = int(point.get("model.depth", config["model"]["depth"]))
     directory = workdir / "runs" / run["run_id"]
     directory.mkdir(parents=True)
+    kind = kind_of(point)
 
     # 1. Where the run ends: rate falls with beta and saturates with latent_dim.
     active = min(latent_dim, max(1, round(9 / beta**0.5)))
@@ -115,6 +163,7 @@ def _write_run(
     every = config["eval"]["every"]
     layers = [f"encoder/layer_{i}" for i in range(depth)] + ["encoder/mean", "encoder/scale"]
     layers += [f"decoder/layer_{i}" for i in range(depth)] + ["decoder/output"]
+    layers += ["discriminator/layer_0"] if "discriminator_loss" in kind.logged else []
     with (directory / "metrics.jsonl").open("w") as file:
         for k in range(1, (lines if not diverges else lines // 3) + 1):
             late = math.exp(-6 * k / lines)
@@ -127,11 +176,15 @@ def _write_run(
                 d = end["distortion"] + 14 * late + rng.normal(0, 0.1)
                 line |= {f"{split}/elbo": -r - d, f"{split}/rate": r, f"{split}/distortion": d}
             line |= {
-                "train/loss": 30.0,
+                "train/loss": line["train/distortion"] + beta * line["train/rate"],
                 "train/beta": beta,
                 "train/learning_rate": 1e-3,
                 "test/active_units": active,
             }
+            line |= {f"train/{name}": value * (1 + late) for name, value in kind.logged.items()}
+            if not kind.rate:
+                line |= {f"{split}/{m}": None for split in SPLITS for m in ("elbo", "rate")}
+                line["train/loss"] = line["train/distortion"]
             for i, layer in enumerate(layers):
                 norm = 10 ** (-0.3 * (len(layers) - i) + 0.8 * late) * math.exp(rng.normal(0, 0.1))
                 line |= {
@@ -159,14 +212,20 @@ def _write_run(
         row |= {"train_eval/elbo": -train["rate"] - train["distortion"]}
         row["train_eval/elbo"] += rng.normal(0, 0.1)
         row["gap/elbo"] = row["train_eval/elbo"] - row["test/elbo"]
-        np.savez(
-            directory / "gallery.npz",
-            **_gallery(rng, latent_dim, active, rate, shape, labels, images),
-        )
+        if point.get("model.likelihood") in BYTE_LIKELIHOODS:
+            row["test/bpd"] = -row["test/elbo"] / (math.prod(shape) * math.log(2))
+        if not kind.rate:
+            # Not null but absent, as in results.csv, where both are an empty cell.
+            for name in ("test/elbo", "test/rate", "train_eval/elbo", "gap/elbo"):
+                row[name] = None
+            del row["test/nll"], row["test/nll_samples"]
+        arrays = _gallery(rng, latent_dim, active, rate, shape, labels, images)
+        np.savez(directory / "gallery.npz", **_of_kind(rng, kind, arrays))
     _write_json(directory / "result.json", row)
     return {
         key: json.dumps(value) if isinstance(value, list | dict) else value
         for key, value in row.items()
+        if value is not None
     }
 
 
@@ -196,6 +255,22 @@ def _gallery(rng, latent_dim, active, rate, shape, labels, images) -> dict[str, 
         "kl_per_dim": (kl * rate / kl.sum()).astype(np.float32),
     }
     return arrays | ({"labels": classes} if labels else {})
+
+
+def _of_kind(rng, kind: Kind, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays that a run of this kind leaves, of 6 codes where there are codes."""
+    kl = arrays["kl_per_dim"]
+    if not kind.rate:
+        return arrays | {"kl_per_dim": np.full_like(kl, np.nan)}
+    if not kind.divided:
+        return arrays | {"kl_per_dim": kl.sum(keepdims=True)}
+    if kind.discrete:
+        for name in ("latents", "latent_dims", "labels", "traversal_values"):
+            arrays.pop(name, None)
+        arrays["traversals"] = arrays["traversals"][:, :6]
+        arrays["traversal_codes"] = np.arange(6, dtype=np.int32)
+        arrays["code_counts"] = rng.multinomial(360, [1 / 6] * 6, kl.size).astype(np.int32)
+    return arrays
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:

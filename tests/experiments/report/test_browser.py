@@ -66,9 +66,10 @@ def test_a_sweep_is_drawn_without_a_word(sweep, tmp_path):
     dom, console = open_offline(path, tmp_path / "profile")
     assert console == []
     assert 'data-ready="true"' in dom
-    # Three ablations, the plane, two explorers, latents, KL; plotly draws each with several svgs.
+    # Three ablations, the plane, three explorers (with β the loss is no ELBO), latents, KL; plotly
+    # draws each with several svgs.
     plots = re.findall(r'<div class="plot[^"]*js-plotly-plot"', dom)
-    assert len(plots) == 8
+    assert len(plots) == 9
     assert dom.count('class="main-svg"') >= 16
     # Traces are in the drawing, not only an empty frame.
     assert dom.count('class="errorbars"') >= 1
@@ -158,7 +159,8 @@ def test_tables_sort_and_explorers_follow_their_controls(tmp_path):
         assert run(legend) == ["depth = 1", "depth = 2"]
         assert run('return document.getElementById("training-fix-box-1").hidden') is True
         run(choose % ("training-vary", "all"))
-        assert len(run(legend)) == 6
+        # Five of the six groups: one has not begun.
+        assert len(run(legend)) == 5
 
         # 3. Layers: the deepest run first, another on request, on the same colour scale.
         layers = """

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from experiments.report import write_report
-from experiments.report.interactive import clip_level
+from experiments.report.interactive import clip_level, level_label
+from experiments.report.style import fixed
 from tests.experiments.report.synthetic import CONFIG, write_workdir
 from tests.experiments.report.test_page import hostile_workdir
 from vae.errors import UserError
@@ -70,6 +71,21 @@ def test_a_level_is_clipped_to_the_frame(level):
     assert clip_level(9.5, x_range, y_range) is None
 
 
+def test_labels_of_levels_differ():
+    for levels in ([10.0, 20.0, 30.0], [27.5, 28.0], [0.02, 0.04], [5.0]):
+        labels = [level_label(level, levels) for level in levels]
+        assert len(set(labels)) == len(levels)
+        shown = [-float(label.replace("−", "-")) for label in labels]
+        assert shown == pytest.approx(levels, rel=1e-9)
+
+
+def test_numbers_are_as_long_as_they_are_read():
+    assert fixed(-27.126, 2) == "−27.13"
+    assert fixed(-0.001, 2) == "0.00"
+    assert fixed(float("nan"), 2) == "–"
+    assert fixed(-340662616064.0, 2) == "−3.41e+11"
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     workdir = write_workdir(tmp_path / "w", {}, lines=6)
     (workdir / "report.html").mkdir()
@@ -91,12 +107,19 @@ def test_the_command_line_reports_and_refuses(single):
     assert refused.stderr.startswith("error: workdir: there is no folder")
     assert "Traceback" not in refused.stderr
     # A report is rebuilt on a laptop that has the folder and no accelerator stack.
-    check = (
-        "import pathlib, sys; from experiments.report import write_report; "
-        "early = {'matplotlib', 'plotly'} & set(sys.modules); "
-        f"write_report(pathlib.Path({str(single)!r})); "
-        "assert not early, early; assert 'jax' not in sys.modules"
-    )
+    check = f"""
+import sys
+from absl import app
+from experiments.report import __main__ as command
+early = {{"matplotlib", "plotly"}} & set(sys.modules)
+try:
+    app.run(command.main, argv=["report", "--workdir={single}"])
+finally:
+    assert not early, early
+    assert "jax" not in sys.modules
+"""
     built = run("-c", check)
-    assert built.returncode == 0, built.stderr
+    # Nothing else is said: matplotlib's fonts, say, have much to tell.
+    assert (built.stderr, built.returncode) == ("", 0)
+    assert built.stdout.strip() == str(single / "report.html")
     assert written(single) == ALWAYS

@@ -5,14 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments.report.results import (
-    Axis,
-    read_gallery,
-    read_metrics,
-    read_results,
-    value_key,
-    value_label,
-)
+from experiments.report.axes import Axis, value_key, value_label
+from experiments.report.results import read_gallery, read_metrics, read_results
 from tests.experiments.report.synthetic import write_workdir
 from vae.errors import UserError
 

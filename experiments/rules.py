@@ -33,7 +33,7 @@ LENGTHS = {
     "objective.warmup_steps": ("objective.beta_schedule", ("linear", "sigmoid")),
     "objective.capacity_steps": ("objective.name", ("capacity",)),
     "optimizer.warmup_steps": ("", ()),
-    "optimizer.decay_steps": ("optimizer.schedule", ("cosine",)),
+    "optimizer.decay_steps": ("optimizer.schedule", ("cosine", "step")),
 }
 
 
@@ -98,8 +98,8 @@ def check(flat: Mapping[str, Any]) -> None:
         )
     objective = flat["objective.name"]
     estimator = flat["objective.estimator"]
-    weighs = objective in NO_FREE_BITS or estimator in NO_FREE_BITS_ESTIMATORS
-    if flat["objective.free_bits"] > 0 and weighs:
+    no_rate = objective in NO_FREE_BITS or estimator in NO_FREE_BITS_ESTIMATORS
+    if flat["objective.free_bits"] > 0 and (no_rate or flat["model.posterior"] == "point"):
         raise UserError(
             f"objective.free_bits: {flat['objective.free_bits']}, but the loss of {objective} with "
             f"the estimator {estimator} has no rate of which a part could be free. Set "

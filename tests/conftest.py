@@ -74,6 +74,13 @@ def _own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Drops a file's compiled programs: together they pass what the system lets a process map."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real datasets beside the repository."""

@@ -1,19 +1,18 @@
 """Ablation over the objective: what each does to one VAE at the same budget.
 
 What it is: 18 objectives × 3 seeds = 54 runs in 16 compiled programs, on the embedded digits. The
-same nets, 8 latent dimensions, batches and 550 steps for all, and each objective with the settings
-of its config in configs/objectives/, where its paper is named. (Alemi et al. 2018: the plane of
-rate and distortion.) Bounds of several samples have 8 for each example, in all; their steps cost
+same nets, 8 latent dimensions, batches and 550 steps for all, and each objective with numbers like
+those of its config in configs/objectives/, where its paper is named. (Alemi et al. 2018: the plane
+of rate and distortion.) Bounds of several samples have 8 for each example; their steps cost
 more.
 
     python -m experiments.run --config=configs/ablations/objectives.py --workdir=results/objectives
 
-It takes about 5 minutes, half of it to compile. What to look at: no objective is the best in every
-column. Rate and distortion are traded for each other; a tighter bound gives a better nll and a
-worse ELBO, for which its encoder is not trained; what fights collapse (warm-up, free bits) helps
-both, because these trainings are short; and what shapes q(z) costs some of both. In a run on two
-CPU cores with JAX 0.10.2, in nats, test/*, means over the seeds and their standard errors, nll with
-K = 100:
+It takes about 3 minutes. What to look at: no objective is the best in every column. Rate and
+distortion are traded for each other; a tighter bound gives a better nll and a worse ELBO, for which
+its encoder is not trained; what fights collapse (warm-up, free bits) helps both, because these
+trainings are short; and what shapes q(z) costs some of both. In a run on two CPU cores with JAX
+0.10.2, in nats, test/*, means over the seeds and their standard errors, nll with K = 100:
 
                              rate      distortion           elbo            nll
     ELBO (the VAE)    3.10 ± 0.04    20.78 ± 0.06  −23.88 ± 0.02   23.49 ± 0.01

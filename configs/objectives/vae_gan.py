@@ -2,18 +2,18 @@
 
 What it is: the decoder is trained to have the features of x in a discriminator that is trained in
 the same step, and to pass it for real. 3 seeds, on the grey embedded digits; the rate's weight is
-0.1 and the discriminator's learning rate 0.3 of the others': at equal rates it tells real from
-decoded almost always, and with weight 1 nothing goes through z. Theirs: faces of 64 × 64,
-convolutional nets with BatchNorm, RMSProp.
+0.1 and the discriminator's learning rate 0.3 of the others': at equal rates and weight 1 it came to
+tell real from decoded in 98% of cases, and at most one latent dimension was active. Theirs: faces
+of 64 × 64, convolutional nets with BatchNorm, RMSProp.
 
     python -m experiments.run --config=configs/objectives/vae_gan.py --workdir=results/vae_gan
 
-It takes about 60 s. What to expect: an accuracy well below 1: with neither side winning. The
-distortion is that of the analytic σ (gaussian_optimal), and is only looked at: no term of the loss
-is a likelihood. In a run on two CPU cores with JAX 0.10.2: test/elbo 13.92 ± 0.25, test/rate 11.00
-± 0.21, test/distortion −24.92 ± 0.20, test/nll −18.13 ± 0.23 (K = 100), train/feature_error 1.68 ±
-0.07, train/discriminator_accuracy 0.63 ± 0.01; configs/objectives/sigma_vae.py, which maximises the
-ELBO of this model, has test/elbo 28.16 ± 0.10.
+It takes about 25 s. What to expect: neither side wins: the discriminator's accuracy stays well
+below 1. The distortion is that of the analytic σ (gaussian_optimal), and is only looked at: no term
+of the loss is a likelihood. In a run on two CPU cores with JAX 0.10.2: test/elbo 13.92 ± 0.25,
+test/rate 11.00 ± 0.21, test/distortion −24.92 ± 0.20, test/nll −18.13 ± 0.23 (K = 100),
+train/feature_error 1.68 ± 0.07, train/discriminator_accuracy 0.63 ± 0.01;
+configs/objectives/sigma_vae.py, which maximises the ELBO of this model, has test/elbo 28.16 ± 0.10.
 """
 
 import ml_collections

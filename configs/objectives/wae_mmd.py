@@ -3,8 +3,8 @@
 What it is: squared error plus λ MMD² (objective.penalty) of the codes, λ of 0, which is an
 autoencoder, and 10, theirs, × 3 seeds in one program, the kernel of their code (imq), 8 latents, on
 the grey embedded digits. The encoder has no noise, so there is a distortion, and neither a rate nor
-an ELBO. Theirs: MNIST and CelebA by convolutional nets; weights of their λ are for sums over 784
-pixels, ours over 64.
+an ELBO. Theirs: MNIST and CelebA by convolutional nets; their error is a sum over 784 pixels, this
+one over 64.
 
     python -m experiments.run --config=configs/objectives/wae_mmd.py --workdir=results/wae_mmd
 

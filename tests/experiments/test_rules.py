@@ -114,6 +114,14 @@ def test_free_bits_are_refused_where_the_loss_has_none(name, estimator):
             r"objective\.free_bits: 0\.5, but the loss of elbo with the estimator dreg",
         ),
         (
+            {
+                "objective__free_bits": 0.5,
+                "objective__name": "mmd",
+                "model__posterior": "point",
+            },
+            r"objective\.free_bits: 0\.5, but the loss of mmd",
+        ),
+        (
             {"objective__corruption": "mask", "objective__corruption_level": 1.5},
             r"objective\.corruption_level: 1\.5 is the share",
         ),

@@ -145,10 +145,10 @@ def estimate(
     shapes = _shapes(spec)
     encoded, decoded = values_per_example(spec.model)
     together = num_runs if pack == "vmap" else 1
-    # Two more passes at most: of a discriminator's images, or of held parameters.
+    # Of the VAE-GAN, a reconstruction and two decoded images for its discriminator besides.
     passes = objectives.num_samples(spec) + (3 if spec.objective.name == "vaegan" else 0)
     example = (encoded + passes * decoded) * 4
-    together_bytes = _shared_bytes(spec, encoded)
+    shared = _shared_bytes(spec, encoded)
     rows = max(_eval_rows(spec.model), together * rows_per_example)
     looked_at = min(dataset.num_test, gallery.NUM_LATENTS) * encoded + PICTURES * decoded
     pictures = PICTURES * math.prod(spec.model.example_shape) * 4
@@ -156,7 +156,7 @@ def estimate(
     return Estimate(
         data=item * (dataset.num_train + dataset.num_test + train_limit),
         state=num_runs * (2 * _bytes(shapes) + 2 * _bytes(shapes.params)),
-        activations=together * (spec.batch_size * example + together_bytes),
+        activations=together * (spec.batch_size * example + shared),
         evaluation=4 * max(rows * decoded, together * looked_at) + num_runs * pictures,
     )
 

@@ -84,7 +84,7 @@ class PopulationPlan:
         model, inputs = self.spec.model, None
         if PRIORS[model.prior].pseudo_inputs:
             inputs = self.dataset.some_inputs(model.prior_components)
-        return stack(self.hparams()), self.dataset.train_mean(), inputs
+        return stack(self.hparams()), self.dataset.train_mean, inputs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from vae import layers, model, objectives, random, schedules
 from vae.data import Examples, prepare
-from vae.loss import Batch, batch_at, batch_loss, corrupt
+from vae.loss import Batch, Keys, batch_at, batch_loss, corrupt
 from vae.posteriors import POSTERIORS
 from vae.priors import PRIORS
 from vae.spec import Spec
@@ -121,11 +121,11 @@ def _finite_outputs(
         }
 
     def one(raw, rng):
-        data_rng, noise_rng = jax.random.split(rng)
-        x = prepare(examples.transform, raw, data_rng)
-        seen = corrupt(spec.objective.corruption, hparams, x, jax.random.fold_in(noise_rng, 1))
+        keys = Keys(*jax.random.split(rng, len(Keys._fields)))
+        x = prepare(examples.transform, raw, keys.data)
+        seen = corrupt(spec.objective.corruption, hparams, x, keys.corruption)
         posterior, _ = model.encode(spec.model, params, stats, hparams, seen, train=True)
-        noise = model.noise(spec.model, noise_rng, objectives.num_samples(spec))
+        noise = model.noise(spec.model, keys.noise, objectives.num_samples(spec))
         flow = params.get("posterior", {})
 
         def draw(num_layers):

@@ -19,6 +19,15 @@ class Batch(NamedTuple):
     index: jax.Array
 
 
+class Keys(NamedTuple):
+    """The keys of one example and step, one for each use; each is used once."""
+
+    data: jax.Array
+    noise: jax.Array
+    objective: jax.Array
+    corruption: jax.Array
+
+
 def batch_at(spec: Spec, data: Examples, seed: jax.Array, step: jax.Array) -> Batch:
     """The batch of a step: a function of (seed, step) alone.
 
@@ -64,18 +73,14 @@ def batch_loss(
     hparams = hparams.replace(temperature=schedules.temperature(step, hparams))
     step_rng = random.stream(hparams.seed, step) if rng is None else rng
     rngs = random.example_rngs(step_rng, batch.index)
+    # Beyond any example's index, and so no example's key.
+    shared_rng = jax.random.fold_in(step_rng, 2**32 - 1)
 
     def one(raw, rng):
-        data_rng, noise_rng = jax.random.split(rng)
-        x = prepare(transform, raw, data_rng)
-        # Beyond any example's index, and so no example's key.
-        own_rng, corruption_rng, shared_rng = (
-            jax.random.fold_in(noise_rng, 0),
-            jax.random.fold_in(noise_rng, 1),
-            jax.random.fold_in(step_rng, 2**32 - 1),
-        )
-        noise = model.noise(spec.model, noise_rng, objectives.num_samples(spec))
-        encoded = corrupt(spec.objective.corruption, hparams, x, corruption_rng)
+        keys = Keys(*jax.random.split(rng, len(Keys._fields)))
+        x = prepare(transform, raw, keys.data)
+        noise = model.noise(spec.model, keys.noise, objectives.num_samples(spec))
+        encoded = corrupt(spec.objective.corruption, hparams, x, keys.corruption)
 
         def terms_of(path, held):
             return model.terms(
@@ -95,7 +100,7 @@ def batch_loss(
             return decoded.each(LIKELIHOODS[spec.model.likelihood].mean)
 
         context = objectives.Context(
-            spec, hparams, beta, step, x, own_rng, shared_rng, params, stats, decode
+            spec, hparams, beta, step, x, keys.objective, shared_rng, params, stats, decode
         )
         loss, extra, terms, new_stats = objectives.example_loss(context, terms_of)
         return (loss, {**objectives.metrics(terms), **extra}), new_stats

@@ -80,7 +80,7 @@ def _transformation(
         return make(spec, hparams)
     labels = {part: parts.get(part, "vae") for part in params}
     own = {"discriminator": _adversarial(hparams)}
-    of = {label: make(spec, own.get(label, hparams)) for label in set(labels.values())}
+    of = {label: make(spec, own.get(label, hparams)) for label in dict.fromkeys(labels.values())}
     return optax.partition(of, labels)
 
 

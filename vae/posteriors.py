@@ -51,8 +51,8 @@ class Family(NamedTuple):
       draw: (spec, params, posterior, noise, hparams, train) -> (z, what log_q needs of the draw).
       log_q: (spec, params, posterior, z, noise, drawn, mode) -> log q(z|x), nats.
       modes: the modes of `log_q`.
-      kl: posterior -> KL of each latent dimension to the standard prior, [d], nats; or None. Its
-        terms are those of the chain rule where dimensions are correlated.
+      kl: (spec, posterior) -> KL of each latent dimension to the standard prior, [d], nats; or
+        None. Its terms are those of the chain rule where dimensions are correlated.
       log_standard: (spec, z) -> log-density of the standard prior, of the same kind as q.
       draw_standard: (spec, rng, stats) -> z of the standard prior.
       init: (spec, rng) -> (parameters, running statistics) of its own, both may be empty.

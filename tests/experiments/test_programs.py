@@ -181,7 +181,7 @@ def hparams(plan):
 
 
 def mean(plan):
-    return jnp.asarray(plan.dataset.train_mean())
+    return jnp.asarray(plan.dataset.train_mean)
 
 
 # JAX's cache on disk ------------------------------------------------------------------------------

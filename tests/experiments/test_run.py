@@ -180,7 +180,7 @@ def test_the_saved_parameters_give_the_reported_numbers_again(finished):
     plan = plans.make(base, [run["overrides"] for run in sweep["runs"]], sweep["axes"])
     (population,) = plan.populations
     third, hparams = population.runs[2], stack(population.hparams()[2:3])
-    mean = jnp.asarray(population.dataset.train_mean())
+    mean = jnp.asarray(population.dataset.train_mean)
     shapes = jax.eval_shape(lambda h: train.init(population.spec, h, mean), hparams).states
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), shapes)
     tree = checkpoint.restore_tree(

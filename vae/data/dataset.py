@@ -1,6 +1,7 @@
 """The dataset: raw arrays in memory, the transform to model inputs, and the record of both."""
 
 import difflib
+import functools
 import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -67,6 +68,7 @@ class Dataset:
         ends = [end for array in (self.train, self.test) for end in (array.min(), array.max())]
         return float(_scale(self.transform, min(ends))), float(_scale(self.transform, max(ends)))
 
+    @functools.cached_property
     def train_mean(self) -> np.ndarray:
         """Mean training input, float32 [*x]; for dynamic bits the mean probability."""
         return _scale(self.transform, self.train.mean(axis=0, dtype=np.float64))

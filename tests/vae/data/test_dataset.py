@@ -28,9 +28,9 @@ def test_scaling_of_uint8(scaling, value_range):
     x = _inputs(dataset)
     assert (x.min(), x.max()) == dataset.value_range() == value_range
     # Sums of 1438 float32 values of order 1 agree to about 1e-6.
-    np.testing.assert_allclose(dataset.train_mean(), x.mean(axis=0), atol=1e-5)
-    assert dataset.train_mean().dtype == np.float32
-    assert dataset.train_mean().shape == dataset.example_shape == (8, 8, 1)
+    np.testing.assert_allclose(dataset.train_mean, x.mean(axis=0), atol=1e-5)
+    assert dataset.train_mean.dtype == np.float32
+    assert dataset.train_mean.shape == dataset.example_shape == (8, 8, 1)
 
 
 @pytest.mark.parametrize("source", ["digits", _floats(-3.0, 7.0)])
@@ -74,7 +74,7 @@ def test_threshold():
     np.testing.assert_array_equal(dataset.train, raw.train >= 8)
     np.testing.assert_array_equal(dataset.test, raw.test >= 8)
     assert dataset.value_range() == (0.0, 1.0)
-    np.testing.assert_allclose(dataset.train_mean(), (raw.train >= 8).mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(dataset.train_mean, (raw.train >= 8).mean(axis=0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("binarization", ["static", "dynamic"])
@@ -89,7 +89,7 @@ def test_bits_follow_the_probabilities(binarization):
     np.testing.assert_array_equal(x[p == 0], 0.0)
     np.testing.assert_array_equal(x[p == 1], 1.0)
     mean = x.mean(axis=0) if binarization == "static" else p.mean(axis=0)
-    np.testing.assert_allclose(dataset.train_mean(), mean, atol=1e-6)
+    np.testing.assert_allclose(dataset.train_mean, mean, atol=1e-6)
 
 
 def test_static_bits_are_fixed_by_the_data_seed():

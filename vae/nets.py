@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vae.matmul import dot_general
 from vae.spec import ModelSpec
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -35,6 +36,10 @@ INITIALIZERS: dict[str, nn.initializers.Initializer] = {
     "orthogonal": nn.initializers.orthogonal(),  # Saxe et al. 2014
     "uniform": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),  # U(±1/√n)
 }
+
+
+def _dense(spec: ModelSpec, size: int, name: str) -> nn.Dense:
+    return nn.Dense(size, kernel_init=INITIALIZERS[spec.init], dot_general=dot_general, name=name)
 
 
 class Normalize(nn.Module):
@@ -69,7 +74,7 @@ class DenseLayer(nn.Module):
     @nn.compact
     def __call__(self, h: jax.Array, train: bool) -> jax.Array:
         spec = self.spec
-        f = nn.Dense(self.width, kernel_init=INITIALIZERS[spec.init], name="dense")(h)
+        f = _dense(spec, self.width, "dense")(h)
         f = Normalize(spec.norm, self.batch_axes, name="norm")(f, train)
         f = ACTIVATIONS[spec.activation](f)
         if spec.residual == "none" or h.shape != f.shape:
@@ -165,7 +170,7 @@ def _mlp_decode(spec: ModelSpec, z: jax.Array, train: bool) -> Head:
 
     def head(name: str, channels: int) -> jax.Array:
         size = spec.num_pixels * channels
-        return nn.Dense(size, kernel_init=INITIALIZERS[spec.init], name=name)(h)
+        return _dense(spec, size, name)(h)
 
     return head
 
@@ -178,10 +183,9 @@ def _conv_encode(spec: ModelSpec, x: jax.Array, train: bool) -> jax.Array:
 
 
 def _conv_decode(spec: ModelSpec, z: jax.Array, train: bool) -> Head:
-    kernel_init = INITIALIZERS[spec.init]
     widths, sizes = spec.widths[::-1], conv_sizes(spec)[::-1]
     shape = (*sizes[0], widths[0])
-    h = nn.Dense(math.prod(shape), kernel_init=kernel_init, name="project")(z)
+    h = _dense(spec, math.prod(shape), "project")(z)
     h = ACTIVATIONS[spec.activation](h).reshape(shape)
     for i, size in enumerate(sizes[1:]):
         width = widths[min(i + 1, len(widths) - 1)]
@@ -243,10 +247,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
         h = NETS[self.spec.net].encode(self.spec, x, train)
-        kernel_init = INITIALIZERS[self.spec.init]
-        return {
-            name: nn.Dense(size, kernel_init=kernel_init, name=name)(h) for name, size in self.heads
-        }
+        return {name: _dense(self.spec, size, name)(h) for name, size in self.heads}
 
 
 class Decoder(nn.Module):
@@ -280,5 +281,4 @@ class Discriminator(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         features = NETS[self.spec.net].encode(self.spec, x, True)
-        kernel_init = INITIALIZERS[self.spec.init]
-        return nn.Dense(1, kernel_init=kernel_init, name="output")(features)[0], features
+        return _dense(self.spec, 1, "output")(features)[0], features

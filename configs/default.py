@@ -120,8 +120,9 @@ def get_config() -> ml_collections.ConfigDict:
     # the distortion alone. configs/objectives/ has one config for each.
     objective.name = "elbo"
     # Of the gradient: reparameterization; stl (without the score of q, Roeder et al. 2017); dreg
-    # (doubly reparameterised, Tucker et al. 2019); score (score function with leave-one-out
-    # baseline, VIMCO). The objectives that are no bounds take the first two.
+    # (doubly reparameterised, Tucker et al. 2019); gdreg (dreg, and the same for the parameters
+    # of prior flow, Bauer and Mnih 2021); score (score function with leave-one-out baseline,
+    # VIMCO). The objectives that are no bounds take the first two.
     objective.estimator = "reparameterization"
     # The KL in the loss: analytic; sampled; auto (analytic where it has a closed form).
     objective.kl = "auto"

@@ -162,7 +162,9 @@ FIELDS: dict[str, Field] = {
             "vq",
         ),
     ),
-    "objective.estimator": Field(str, choices=("reparameterization", "stl", "dreg", "score")),
+    "objective.estimator": Field(
+        str, choices=("reparameterization", "stl", "dreg", "gdreg", "score")
+    ),
     "objective.kl": Field(str, choices=("auto", "analytic", "sampled")),
     "objective.beta": Field(float, at_least=0, hparam="beta"),
     "objective.beta_schedule": Field(str, choices=("constant", "linear", "sigmoid", "cyclical")),

@@ -26,7 +26,7 @@ NO_FREE_BITS = (
     "autoencoder",
     "vq",
 )
-NO_FREE_BITS_ESTIMATORS = ("dreg", "score")
+NO_FREE_BITS_ESTIMATORS = ("dreg", "gdreg", "score")
 
 # Steps that something takes, and when it counts.
 LENGTHS = {

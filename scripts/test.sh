@@ -3,6 +3,9 @@
 #
 #   bash scripts/test.sh [options of pytest, such as -k NAME, -m slow, -x, tests/vae]
 #
+# Without options: all of them, a process for each core (up to 8, of about 3 GiB each); on an
+# accelerator (JAX_PLATFORMS=cuda), which one process takes for itself, one.
+#
 # Paths are relative to the repository. scripts/environment.sh says which Python is used.
 set -euo pipefail
 case ${1:-} in -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "$0"; exit ;; esac
@@ -11,4 +14,8 @@ case ${1:-} in -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "$0"; exit 
 
 cd "$repository"
 say "running the tests with $("$environment_python" --version)"
+if [ $# = 0 ] && [ "${JAX_PLATFORMS:-cpu}" = cpu ]; then
+  # A file's tests stay together, as they share compiled programs.
+  set -- --numprocesses=logical --maxprocesses=8 --dist=loadfile
+fi
 exec "$environment_python" -m pytest "$@"

@@ -28,6 +28,7 @@ LIBRARY = (
     "vae.data",
     "vae.discretized",
     "vae.likelihoods",
+    "vae.matmul",
     "vae.nets",
     "vae.model",
     "vae.bounds",

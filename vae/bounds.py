@@ -12,6 +12,10 @@ the gradient of log w_k through z_k alone and score_k = ∂ log q(z_k|x)/∂φ a
   dreg                the scores reparameterised once more, E[v_k score_k] = E[h_k path_k], so that
                       Σ_k (v_k − h_k) path_k: w̃_k² for IWAE (Tucker et al. 2019, eq. 7), and
                       α w̃_k + (1 − α) w̃_k² for Rényi's bound (Daudel et al. 2023)
+  gdreg               dreg, and for the parameters λ of a learned prior the like: the scores
+                      s_k = ∂/∂λ log p(z_k) reparameterised as if z_k = T(e_k; λ) had been drawn
+                      from p, E[v_k s_k] = E[(v_k ∇log q/p + h_k ∇log w_k)·∂T(e_k; λ)/∂λ], ∇ in z_k
+                      (Bauer and Mnih 2021, section 4)
   score               no path at all: Σ_k (B − B_k) score_k with a baseline B_k from the other
                       samples, their mean in the place of log w_k: VIMCO (Mnih and Rezende 2016),
                       of the ELBO the leave-one-out mean (Kool et al. 2019)
@@ -131,6 +135,7 @@ class Estimator(NamedTuple):
 
     mode: str
     doubly: bool = False
+    prior: bool = False
     score: bool = False
 
 
@@ -138,8 +143,20 @@ ESTIMATORS: dict[str, Estimator] = {
     "reparameterization": Estimator("total"),
     "stl": Estimator("path"),
     "dreg": Estimator("path", doubly=True),
+    "gdreg": Estimator("path", doubly=True, prior=True),
     "score": Estimator("score", score=True),
 }
+
+
+def prior_share(
+    bound: Bound, log_w: jax.Array, hparams: HParams, beta: jax.Array | float = 1.0
+) -> jax.Array:
+    """βh/v, [M, K]: what `gdreg` gives the prior of the gradient that arrives at each z.
+
+    That gradient is v_k ∇log w_k, and λ's of log w_k is weighed by β. Where the encoder's `dreg`
+    leaves the path 1 − βh/v, nothing is lost.
+    """
+    return beta * (1 - bound.share(log_w, hparams))
 
 
 def path_share(

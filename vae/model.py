@@ -45,10 +45,13 @@ class Path(NamedTuple):
     Attributes:
       mode: one of `vae.posteriors.MODES`: what the gradient of log q(z|x) is taken through.
       scale: [K] or None: factors on the gradient that arrives at the posterior through z_k.
+      prior_scale: [K] or None: the parameters of the prior get their gradient as if z_k had been
+        drawn from it (`gdreg`, see `vae.bounds`), with these factors on what arrives at z_k.
     """
 
     mode: str = "total"
     scale: jax.Array | None = None
+    prior_scale: jax.Array | None = None
 
 
 PLAIN = Path()
@@ -236,8 +239,13 @@ def terms_given(
     z, drawn = jax.vmap(lambda e: family.draw(spec, flow, posterior, e, hparams, train))(noise)
     if path.mode == "score":
         z = jax.lax.stop_gradient(z)
+    drawn_z = jax.lax.stop_gradient(z)
     if path.scale is not None:
         z = scale_gradient(z, path.scale)
+    prior = prior_state(spec, params, stats, hparams)
+    if path.prior_scale is not None:
+        moved = jax.vmap(lambda z: PRIORS[spec.prior].moved(spec, prior, z))(drawn_z)
+        z = z + _only_gradient(scale_gradient(moved, path.prior_scale))
 
     # 2. Decode.
     decoded, decoder_stats = decode(spec, params, stats, hparams, z, train)
@@ -262,14 +270,22 @@ def terms_given(
         )
 
     # 3. Weigh.
-    prior = prior_state(spec, params, stats, hparams)
     held, held_flow = (
         jax.lax.stop_gradient((posterior, flow)) if path.mode == "path" else (posterior, flow)
     )
-    log_qz = jax.vmap(
-        lambda z, e, drawn: family.log_q(spec, held_flow, held, z, e, drawn, path.mode)
-    )(z, noise, drawn)
-    log_pz = jax.vmap(lambda z: PRIORS[spec.prior].log_prob(spec, prior, z))(z)
+    held_prior = prior if path.prior_scale is None else jax.lax.stop_gradient(prior)
+
+    def log_q(z, e, drawn):
+        return family.log_q(spec, held_flow, held, z, e, drawn, path.mode)
+
+    def log_p(z):
+        return PRIORS[spec.prior].log_prob(spec, held_prior, z)
+
+    log_qz, log_pz = jax.vmap(log_q)(z, noise, drawn), jax.vmap(log_p)(z)
+    if path.prior_scale is not None:
+        slope = jax.vmap(jax.grad(lambda z, *draw: log_q(z, *draw) - log_p(z)))
+        held_slope = jax.lax.stop_gradient(slope(drawn_z, noise, drawn))
+        log_pz = log_pz + _only_gradient(jnp.sum(held_slope * moved, axis=1))
     return Terms(
         log_px=decoded.each(lambda outputs: likelihood.log_prob(x, outputs)),
         log_pz=log_pz,
@@ -283,6 +299,11 @@ def terms_given(
 def analytic_kl(spec: ModelSpec) -> bool:
     """Whether KL(q(z|x) || p(z)) has a closed form."""
     return spec.prior == "standard" and POSTERIORS[spec.posterior].kl is not None
+
+
+def _only_gradient(value: jax.Array) -> jax.Array:
+    """Zero, with the gradient of `value`."""
+    return value - jax.lax.stop_gradient(value)
 
 
 @jax.custom_vjp

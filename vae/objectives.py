@@ -324,9 +324,13 @@ def _surrogate(
     terms, _ = terms_of(Path(estimator.mode), held)
     log_w = log_weights(context, terms, context.beta)
     if estimator.doubly:
-        share = bounds.path_share(bound, log_w, context.hparams, context.beta)
-        share = jax.lax.stop_gradient(share)
-        terms, _ = terms_of(Path(estimator.mode, share.reshape(-1)), held)
+
+        def share(function):
+            found = function(bound, log_w, context.hparams, context.beta)
+            return jax.lax.stop_gradient(found).reshape(-1)
+
+        of_prior = share(bounds.prior_share) if estimator.prior else None
+        terms, _ = terms_of(Path(estimator.mode, share(bounds.path_share), of_prior), held)
         log_w = log_weights(context, terms, context.beta)
     surrogate = bound.value(log_w, context.hparams)
     if estimator.score:

@@ -30,6 +30,8 @@ class Prior(NamedTuple):
       init: (spec, rng, pseudo_inputs) -> parameters, {} where nothing is learned.
       log_prob: (spec, state, z) -> log p(z), nats.
       sample: (spec, state, rng) -> z.
+      moved: (spec, state, z) -> z itself, as what the prior makes of held noise: its gradient in
+        the parameters is that of a draw; None where a draw is no smooth function of them.
       pseudo_inputs: whether it is a mixture of posteriors at learned inputs, so that its state is
         made by the encoder; otherwise its state is its parameters (`standard`: the statistics of
         the posterior's family).
@@ -38,6 +40,7 @@ class Prior(NamedTuple):
     init: Callable[..., dict[str, Any]]
     log_prob: Callable[[ModelSpec, Any, jax.Array], jax.Array]
     sample: Callable[[ModelSpec, Any, jax.Array], jax.Array]
+    moved: Callable[[ModelSpec, Any, jax.Array], jax.Array] | None = None
     pseudo_inputs: bool = False
 
 
@@ -110,10 +113,17 @@ def _sample_flow(spec: ModelSpec, params: dict[str, Any], rng: jax.Array) -> jax
     return flows.forward(_flow_spec(spec), params, base, None)[0]
 
 
+def _moved_by_flow(spec: ModelSpec, params: dict[str, Any], z: jax.Array) -> jax.Array:
+    held = jax.lax.stop_gradient
+    base, _ = flows.inverse(_flow_spec(spec), held(params), held(z), None)
+    return flows.forward(_flow_spec(spec), params, base, None)[0]
+
+
 FLOW = Prior(
     init=lambda spec, rng, pseudo_inputs: flows.init(_flow_spec(spec), rng),
     log_prob=_flow_log_prob,
     sample=_sample_flow,
+    moved=_moved_by_flow,
 )
 
 PRIORS: dict[str, Prior] = {

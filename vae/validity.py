@@ -7,6 +7,7 @@ from vae.errors import UserError
 from vae.likelihoods import LIKELIHOODS
 from vae.objectives import OBJECTIVES
 from vae.posteriors import POSTERIORS
+from vae.priors import PRIORS
 from vae.spec import Spec
 
 
@@ -155,6 +156,13 @@ def _estimator(spec: Spec) -> str:
             f"objective.estimator: {name} needs log q(z|x) of a given z, for which "
             f"model.posterior {posterior} would take one pass for each dimension. Set "
             "objective.estimator to reparameterization, or model.posterior to coupling."
+        )
+    if bounds.ESTIMATORS[name].prior and PRIORS[spec.model.prior].moved is None:
+        fitting = ", ".join(prior for prior, row in PRIORS.items() if row.moved)
+        return (
+            f"objective.estimator: {name} moves draws of the prior by its parameters, and those of "
+            f"model.prior {spec.model.prior} cannot be moved. Set objective.estimator to dreg, or "
+            f"model.prior to {fitting}."
         )
     if name == "score" and objective.samples < 2:
         return (

@@ -69,7 +69,7 @@ EXAMPLES = {
     "model.flow_layers": ([1, 8], [0]),
     "model.flow_width": ([1, 64], [0]),
     "objective.name": (["elbo", "iwae", "vq"], ["iwea", "beta_vae"]),
-    "objective.estimator": (["reparameterization", "stl", "dreg", "score"], ["reinforce"]),
+    "objective.estimator": (["reparameterization", "stl", "dreg", "gdreg", "score"], ["reinforce"]),
     "objective.kl": (["auto", "analytic", "sampled"], ["exact"]),
     "objective.beta": ([0.0, 1.0, 1e3], [-0.1, NAN, INF, 1e39, 10**400, "abc", True, None]),
     "objective.beta_schedule": (["constant", "linear", "sigmoid", "cyclical"], ["cosine"]),

@@ -46,8 +46,10 @@ def test_likelihoods_are_those_of_the_library():
 
 def loss(name, estimator, *free_bits):
     """The loss of one batch at initialisation, under each of the floors."""
+    posterior = POSTERIOR.get(name, "gaussian")
+    prior = "flow" if ESTIMATORS[estimator].prior else "standard"
     spec = Spec(
-        ModelSpec((3,), 2, depth=1, width=4, posterior=POSTERIOR.get(name, "gaussian")),
+        ModelSpec((3,), 2, depth=1, width=4, posterior=posterior, prior=prior),
         ObjectiveSpec(
             name=name,
             estimator=estimator,

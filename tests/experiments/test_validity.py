@@ -65,6 +65,10 @@ def test_unknown_names_and_the_nearest(changes, message):
             {"model__posterior": "categorical", "objective__estimator": "dreg"},
             r"objective\.estimator: dreg needs the density of a continuous z",
         ),
+        (
+            {"model__prior": "mixture", "objective__estimator": "gdreg"},
+            r"objective\.estimator: gdreg moves draws .*model\.prior mixture .*model\.prior to flow",
+        ),
     ],
     ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
 )

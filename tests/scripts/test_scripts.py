@@ -151,7 +151,16 @@ def test_a_failed_install_says_why_and_is_repeated(machine, output, words):
     assert "ran:" not in result.stdout
 
     machine.pip.write_text("exit 0\n")
-    assert machine.run("test.sh").stdout == "ran: -m pytest\n"
+    assert machine.run("test.sh").stdout.startswith("ran: -m pytest")
+
+
+def test_all_tests_take_all_cores_and_a_choice_of_them_one_process(machine):
+    machine.add_python("python3", "3.12")
+    everything = "ran: -m pytest --numprocesses=logical --maxprocesses=8 --dist=loadfile\n"
+    assert machine.run("test.sh").stdout == everything
+    assert machine.run("test.sh", "tests/vae").stdout == "ran: -m pytest tests/vae\n"
+    # Each process would take the whole accelerator.
+    assert machine.run("test.sh", JAX_PLATFORMS="cuda").stdout == "ran: -m pytest\n"
 
 
 def test_an_unreached_index_sends_uv_to_pip(machine):

@@ -359,11 +359,12 @@ class TestLearningSignal:
 
 
 def test_the_modes_of_the_estimators():
-    assert {name: (e.mode, e.doubly, e.score) for name, e in ESTIMATORS.items()} == {
-        "reparameterization": ("total", False, False),
-        "stl": ("path", False, False),
-        "dreg": ("path", True, False),
-        "score": ("score", False, True),
+    assert {name: tuple(estimator) for name, estimator in ESTIMATORS.items()} == {
+        "reparameterization": ("total", False, False, False),
+        "stl": ("path", False, False, False),
+        "dreg": ("path", True, False, False),
+        "gdreg": ("path", True, True, False),
+        "score": ("score", False, False, True),
     }
 
 

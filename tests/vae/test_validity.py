@@ -70,7 +70,9 @@ def fits(objective, posterior, prior, estimator):
         return False
     if prior == "vamp" and posterior != "gaussian":
         return False
-    if estimator in ("dreg", "score") and objective not in BOUNDS:
+    if estimator in ("dreg", "gdreg", "score") and objective not in BOUNDS:
+        return False
+    if estimator == "gdreg" and prior != "flow":
         return False
     return posterior != "iaf" or estimator == "reparameterization"
 

@@ -67,7 +67,7 @@ def test_unknown_names_and_the_nearest(changes, message):
         ),
         (
             {"model__prior": "mixture", "objective__estimator": "gdreg"},
-            r"objective\.estimator: gdreg moves draws .*model\.prior mixture .*model\.prior to flow",
+            r"objective\.estimator: gdreg moves .*model\.prior mixture .*model\.prior to flow",
         ),
     ],
     ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",

@@ -1,6 +1,7 @@
 """What a result was made with: versions, devices, commit, command and data."""
 
 import importlib.metadata
+import os
 import pathlib
 import platform
 import subprocess
@@ -20,8 +21,10 @@ def describe(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
     """The content of environment.json."""
     return {
         "command": list(command),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(),
         "platform": platform.platform(),
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
         "backend": jax.default_backend(),
         "devices": [f"{d.device_kind} ({d.platform})" for d in jax.devices()],
         # Without a setting: only CPUs come here with none, and they multiply in float32.
@@ -42,8 +45,18 @@ def _datasets(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
+def cpu_model() -> str:
+    """What the processor calls itself."""
+    info = pathlib.Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Python's, and of each of `PACKAGES`."""
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
@@ -76,4 +89,5 @@ def _git(*arguments: str) -> str | None:
 
 def command_line() -> list[str]:
     """The command as the user would type it again."""
-    return ["python", "-m", "experiments.run", *sys.argv[1:]]
+    spec = sys.modules["__main__"].__spec__
+    return ["python", "-m", spec.name if spec else "experiments.run", *sys.argv[1:]]

@@ -17,6 +17,24 @@ from experiments.workdir import Workdir
 from vae import writers
 
 
+class StopOnSignal:
+    """Turns the first Ctrl-C or SIGTERM into a request to save and stop; the second one kills."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        del frame
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+        print("\nStopping: saving first (once more to stop at once).", file=sys.stderr, flush=True)
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+
 def execute(
     make_plan: Callable[..., Plan],
     path: pathlib.Path,
@@ -31,7 +49,7 @@ def execute(
     Args:
       make_plan: packed populations of an earlier execution, or None -> the plan.
       started: when the process began, by time.monotonic.
-      stop: callable; its `signal` says which one asked to stop.
+      stop: a `StopOnSignal`, or its like.
     """
     use_persistent_cache()
     use_float32()

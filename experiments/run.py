@@ -7,17 +7,13 @@
 The same command again finishes what is missing. Fields are listed in configs/default.py.
 """
 
-import errno
-import os
 import pathlib
-import signal
-import sys
 import time
-from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import flags
 
 from experiments import config as configs
+from experiments import entry
 from experiments import sweep as sweeps
 from vae.errors import UserError
 
@@ -45,13 +41,8 @@ _CHECKPOINT = flags.DEFINE_float(
 _REPORT = flags.DEFINE_bool("report", True, "Write report.html and figures/ at the end.")
 
 
-def main(argv: Sequence[str], overrides: Sequence[tuple[str, str]]) -> int:
+def main(overrides: entry.Overrides) -> int:
     """Config -> plan -> populations -> results -> report; returns the exit status."""
-    if len(argv) > 1:
-        raise UserError(
-            f"{argv[1]}: not a flag. Write --config.FIELD=VALUE to set a field, "
-            "--sweep FIELD=V1,V2 to sweep one."
-        )
     for flag, value in (("--config", _CONFIG.value), ("--workdir", _WORKDIR.value)):
         if not value and not (flag == "--workdir" and _DRY_RUN.value):
             raise UserError(f"{flag}: missing. See python -m experiments.run --help.")
@@ -73,7 +64,7 @@ def main(argv: Sequence[str], overrides: Sequence[tuple[str, str]]) -> int:
         return 0
 
     # 3. Do it, unless done.
-    stop = _StopOnSignal()
+    stop = execute.StopOnSignal()
     return execute.execute(
         make_plan,
         workdir,
@@ -84,69 +75,10 @@ def main(argv: Sequence[str], overrides: Sequence[tuple[str, str]]) -> int:
     )
 
 
-class _StopOnSignal:
-    """Turns the first Ctrl-C or SIGTERM into a request to save and stop; the second one kills."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: object) -> None:
-        del frame
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
-        print("\nStopping: saving first (once more to stop at once).", file=sys.stderr, flush=True)
-
-    def __call__(self) -> bool:
-        return self.signal is not None
-
-
-def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        raise UserError(f"{error} (python -m experiments.run --help lists the flags)") from None
-
-
-def _leave(status: int) -> None:
-    """Ends the process at once: what the device still computes cannot be cancelled, only awaited,
-    and threads of libraries would report that they were interrupted.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def entry() -> None:
-    """The command line: prints what the user can mend without a traceback, status 2."""
-    try:
-        overrides, rest = configs.split_argv(sys.argv)
-
-        def with_overrides(argv: Sequence[str]) -> int:
-            logging.set_verbosity(logging.WARNING)
-            status = main(argv, overrides)
-            if status > 128:
-                _leave(status)
-            return status
-
-        app.run(with_overrides, argv=rest, flags_parser=_parse_flags)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:  # before training began; from then on it is heard by _StopOnSignal
-        print("Stopped; nothing had begun.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        print(
-            f"error: {error.filename or _WORKDIR.value}: {error.strerror}. Nothing that was "
-            "written is lost: make room and run the same command again.",
-            file=sys.stderr,
-        )
-        _leave(1)
+def enter() -> None:
+    """The command line."""
+    entry.start("experiments.run", main)
 
 
 if __name__ == "__main__":
-    entry()
+    enter()

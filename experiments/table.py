@@ -1,10 +1,12 @@
-"""The results as a text table: mean ± standard error over seeds."""
+"""The results as a table, for a terminal or for Markdown: mean ± standard error over seeds."""
 
 import math
 import pathlib
+from collections.abc import Sequence
 
 from experiments.report import aggregate
-from experiments.report.results import read_results
+from experiments.report.aggregate import Estimate
+from experiments.report.results import Results, read_results
 
 _METRICS = {
     "test/elbo": "elbo",
@@ -17,13 +19,36 @@ _METRICS = {
 
 
 def results_table(workdir: pathlib.Path) -> str:
-    """A line for each combination of the swept fields but the seed; nats, means over the seeds.
+    """The table of `results_rows` for a terminal."""
+    return aligned(results_rows(read_results(workdir)))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table of columns for a terminal, of which the first row is the heading."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, of which the first row is the heading."""
+    heading, *rest = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
+    return "\n".join([heading, "|" + " --- |" * len(rows[0]), *rest])
+
+
+def written(seen: Estimate, places: int = 2) -> str:
+    """−23.88 ± 0.02, or of one run −23.88."""
+    spread = f" ± {seen.error:.{places}f}" if seen.n > 1 else ""
+    return f"{seen.mean:.{places}f}{spread}"
+
+
+def results_rows(results: Results) -> list[list[str]]:
+    """A row for each combination of the swept fields but the seed; nats, means over the seeds.
 
     Where not every combination was run, a line is named by what it changes in the base config.
     Where runs diverged, "2 of 3" says over how many the means are. A dash stands for what a
     finished run does not have, such as the elbo of an autoencoder.
     """
-    results = read_results(workdir)
     axes = results.swept
     metrics = [m for m in _METRICS if any(math.isfinite(r.number(m)) for r in results.runs)]
     samples = {r.number("test/nll_samples") for r in results.runs}
@@ -44,10 +69,6 @@ def results_table(workdir: pathlib.Path) -> str:
             if not seen.n:
                 cells.append("–" if good else "diverged")
                 continue
-            places = 3 if metric == "test/bpd" else 2
-            spread = f" ± {seen.error:.{places}f}" if seen.n > 1 else ""
-            cells.append(f"{seen.mean:.{places}f}{spread}")
+            cells.append(written(seen, 3 if metric == "test/bpd" else 2))
         rows.append(cells)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return rows

@@ -60,7 +60,10 @@ LAUNCHER = (
     "experiments.report",
     "experiments.table",
     "experiments.execute",
+    "experiments.entry",
     "experiments.run",
+    "experiments.studies",
+    "experiments.study",
     "experiments.benchmark",
 )
 ORDER = (*LIBRARY, *LAUNCHER)

@@ -7,7 +7,6 @@ On a machine that does something else meanwhile, trust the ratios and look at th
 """
 
 import datetime
-import importlib.metadata
 import os
 import pathlib
 import platform
@@ -19,9 +18,9 @@ from typing import Any
 import jax
 from absl import app, flags
 
+from experiments import environment
 from experiments.benchmark import commands, library, objectives
 from experiments.benchmark.measure import Row, Settings, table
-from experiments.environment import PACKAGES
 from vae import writers
 from vae.errors import UserError
 
@@ -47,29 +46,15 @@ _FULL = flags.DEFINE_bool("full", False, "processes: run all 24, none extrapolat
 
 def machine() -> dict[str, Any]:
     """What was measured on, and how busy it was."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
     return {
-        "cpu": _cpu_model(),
+        "cpu": environment.cpu_model(),
         "cores": os.cpu_count(),
         "devices": [f"{d.device_kind} ({d.platform})" for d in jax.devices()],
         "platform": platform.platform(),
-        "versions": versions,
+        "versions": environment.versions(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "load_average": os.getloadavg()[0],
     }
-
-
-def _cpu_model() -> str:
-    info = pathlib.Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main(argv: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ def load(path, request):
     base, _ = configs.from_args(str(launch.REPOSITORY / path), [], [])
     if base["data"]["source"].startswith("tfds:"):
         shared = request.getfixturevalue("shared_data")
-        overrides |= {"data.dir": str(shared / "tfds"), "data.test_split": "test[:100]"}
+        overrides |= {"data.dir": str(shared / "tfds"), "data.test_split": "test[-100:]"}
     return configs.from_args(str(launch.REPOSITORY / path), list(overrides.items()), [])
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import config as configs
-from experiments import execute, run
+from experiments import entry, execute, run
 from experiments import plan as plans
 from experiments.population import DeviceData
 from tests.experiments import launch
@@ -302,7 +302,7 @@ def test_the_first_signal_asks_and_the_second_one_kills(capsys):
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
     try:
-        stop = run._StopOnSignal()
+        stop = execute.StopOnSignal()
         assert not stop()
         signal.raise_signal(signal.SIGTERM)
         assert stop() and stop.signal == signal.SIGTERM
@@ -317,8 +317,8 @@ def test_ctrl_c_before_anything_has_begun(monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run.app, "run", interrupted)
+    monkeypatch.setattr(entry.app, "run", interrupted)
     with pytest.raises(SystemExit) as caught:
-        run.entry()
+        run.enter()
     assert caught.value.code == 128 + signal.SIGINT
     assert capsys.readouterr().err == "Stopped; nothing had begun.\n"

@@ -1,0 +1,69 @@
+"""The command that runs studies: the real one, on little data."""
+
+import subprocess
+import sys
+
+import pytest
+
+from experiments.studies import STUDIES
+from tests.experiments import launch
+
+LITTLE = (
+    "--config.data.source=digits",
+    "--config.data.train_split=train",
+    "--config.data.test_split=test",
+    "--config.train.epochs=null",
+    "--config.train.steps=2",
+    "--config.model.width=8",
+    "--config.model.latent_dim=2",
+    "--config.eval.iw_samples=2",
+)
+
+
+def study(*flags):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.study", *flags],
+        cwd=launch.REPOSITORY,
+        env=launch.environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_list():
+    done = study("--list")
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(STUDIES)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--workdir=x"], "--name: missing"),
+        (["--name=bonds", "--workdir=x"], "--name: bonds is no study. There are bounds, beta"),
+        (["--name=beta"], "--workdir: missing"),
+        (["--name=beta", "--workdir=x", "--config.model.dept=1"], "Did you mean 'model.depth'"),
+        (["beta"], "beta: not a flag"),
+        (["--nme=beta"], "python -m experiments.study --help"),
+    ],
+)
+def test_bad_input(flags, message, tmp_path):
+    done = study(*flags)
+    assert done.returncode == 2 and message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_study_and_its_page_and_again(tmp_path):
+    flags = ("--name=beta", f"--workdir={tmp_path / 'studies'}", f"--out={tmp_path / 'x.md'}")
+    done = study(*flags, *LITTLE)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "x.md").read_text()
+    assert "18 of 18 runs finished" in text and "| beta | rate falls: its smallest step |" in text
+    assert (tmp_path / "studies" / "beta" / "report.html").is_file()
+    assert "verdict" in done.stdout
+
+    (tmp_path / "x.md").unlink()
+    again = study(*flags, *LITTLE)
+    assert again.returncode == 0 and "finished earlier" in again.stdout
+    assert (tmp_path / "x.md").read_text() == text

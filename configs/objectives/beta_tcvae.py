@@ -7,7 +7,7 @@ where theirs are 2,048.
 
     python -m experiments.run --config=configs/objectives/beta_tcvae.py --workdir=results/beta_tcvae
 
-It takes about 25 s. What to expect: the total correlation falls at a small price in distortion. Its
+It takes about 15 s. What to expect: the total correlation falls at a small price in distortion. Its
 estimate, in metrics.jsonl, is too low by a few tenths of a nat, and goes below zero: the logarithm
 of a density from few examples is too low, for all dimensions together more than for one. In a run
 on two CPU cores with JAX 0.10.2: weight 1: test/elbo −18.98 ± 0.10, test/rate 4.71 ± 0.10, test/nll

@@ -6,7 +6,7 @@ the rate against a sum over pixels, of which there are 64 times fewer here.
 
     python -m experiments.run --config=configs/objectives/beta_vae.py --workdir=results/beta_vae
 
-It takes about 25 s. What to expect: the rate falls and the distortion rises with β. In a run on two
+It takes about 15 s. What to expect: the rate falls and the distortion rises with β. In a run on two
 CPU cores with JAX 0.10.2: β = 1, 2, 4: test/rate 4.71 ± 0.09, 1.85 ± 0.16, 0.00; test/distortion
 14.25 ± 0.17, 19.26 ± 0.37, 24.79 ± 0.02; test/elbo −18.96 ± 0.10, −21.11 ± 0.21, −24.79 ± 0.02;
 test/nll (K = 100) 18.05 ± 0.03, 20.24 ± 0.27, 24.74 ± 0.01.

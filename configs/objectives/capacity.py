@@ -8,7 +8,7 @@ image without a code.
 
     python -m experiments.run --config=configs/objectives/capacity.py --workdir=results/capacity
 
-It takes about 20 s. What to expect: a test/rate within a few tenths of a nat of C, and a distortion
+It takes about 15 s. What to expect: a test/rate within a few tenths of a nat of C, and a distortion
 that falls with C. In a run on two CPU cores with JAX 0.10.2: C = 2, 4, 8: test/rate 2.10 ± 0.14,
 4.01 ± 0.14, 7.86 ± 0.06; test/distortion 22.21 ± 0.28, 20.00 ± 0.08, 17.97 ± 0.14; test/elbo −24.31
 ± 0.14, −24.01 ± 0.07, −25.83 ± 0.20; test/nll (K = 100) 23.77 ± 0.01, 23.41 ± 0.01, 24.15 ± 0.19.

@@ -7,7 +7,7 @@ and what is bounded is σ.
 
     python -m experiments.run --config=configs/objectives/delta_vae.py --workdir=results/delta_vae
 
-It takes about 20 s. What to expect: a test/rate above 8 δ, 0.8 and 4 nats, and all dimensions
+It takes about 15 s. What to expect: a test/rate above 8 δ, 0.8 and 4 nats, and all dimensions
 active. In a run on two CPU cores with JAX 0.10.2: δ = 0.1: test/elbo −23.83 ± 0.04, test/rate 4.18
 ± 0.03, test/nll 23.24 ± 0.01 (K = 100), test/active_units 8.00; δ = ½: test/elbo −24.25 ± 0.06,
 test/rate 6.23 ± 0.01, test/nll 23.37 ± 0.03 (K = 100), test/active_units 8.00.

@@ -6,7 +6,7 @@ binary at ½. Theirs are convolutional nets on dSprites, CelebA and chairs.
 
     python -m experiments.run --config=configs/objectives/dip_vae_i.py --workdir=results/dip_vae_i
 
-It takes about 20 s. What to expect: means of variance near 1 and uncorrelated; train/penalty is
+It takes about 10 s. What to expect: means of variance near 1 and uncorrelated; train/penalty is
 both terms with their weights. All dimensions are then in use, so the rate is higher than the VAE's.
 In a run on two CPU cores with JAX 0.10.2: λ_od = 0: test/elbo −18.96 ± 0.10, test/rate 4.71 ± 0.09,
 test/nll 18.05 ± 0.03 (K = 100), train/penalty 0.00; λ_od = 10: test/elbo −20.53 ± 0.12, test/rate

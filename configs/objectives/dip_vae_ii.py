@@ -6,7 +6,7 @@ at ½. Theirs are convolutional nets on dSprites, CelebA and chairs.
 
     python -m experiments.run --config=configs/objectives/dip_vae_ii.py --workdir=results/dip_vae_ii
 
-It takes about 15 s. What to expect: samples of variance near 1 and uncorrelated, which an unused
+It takes about 10 s. What to expect: samples of variance near 1 and uncorrelated, which an unused
 dimension, N(0, 1), is too: train/penalty, both terms with their weights, is small, and there are
 fewer active units. In a run on two CPU cores with JAX 0.10.2: λ_od = 0: test/elbo −18.96 ± 0.10,
 test/rate 4.71 ± 0.09, test/nll 18.05 ± 0.03 (K = 100), test/active_units 8.00, train/penalty 0.00;

@@ -7,7 +7,7 @@ same step on the same batch.
 
     python -m experiments.run --config=configs/objectives/factor_vae.py --workdir=results/factor_vae
 
-It takes about 30 s. What to expect: the total correlation falls, and the discriminator's accuracy
+It takes about 20 s. What to expect: the total correlation falls, and the discriminator's accuracy
 goes to one half: it cannot tell q(z) from the product of its marginals. In a run on two CPU cores
 with JAX 0.10.2: weight 0: test/elbo −18.96 ± 0.10, test/rate 4.71 ± 0.09, test/nll 18.05 ± 0.03 (K
 = 100), train/total_correlation 0.25 ± 0.01, train/discriminator_accuracy 0.64; weight 10: test/elbo

@@ -6,7 +6,7 @@ dimensions, × 3 seeds in one program, on the embedded digits. Dimensions share 
 
     python -m experiments.run --config=configs/objectives/free_bits.py --workdir=results/free_bits
 
-It takes about 20 s. What to expect: a rate of at least 8 λ = 4 nats, and all dimensions active. In
+It takes about 10 s. What to expect: a rate of at least 8 λ = 4 nats, and all dimensions active. In
 a run on two CPU cores with JAX 0.10.2: λ = 0: test/elbo −23.88 ± 0.02, test/rate 3.10 ± 0.04,
 test/nll 23.49 ± 0.01 (K = 100), test/active_units 5.67 ± 0.67; λ = ½: test/elbo −23.83 ± 0.03,
 test/rate 4.74 ± 0.13, test/nll 23.19 ± 0.03 (K = 100), test/active_units 8.00.

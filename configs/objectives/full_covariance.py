@@ -6,7 +6,7 @@ epochs, on the embedded digits.
     python -m experiments.run --config=configs/objectives/full_covariance.py \\
         --workdir=results/full_covariance
 
-It takes about 25 s. What to expect: no better than a diagonal one at this length of training. It
+It takes about 15 s. What to expect: no better than a diagonal one at this length of training. It
 leaves the prior later: from step 111 to 220 train/rate is 0.2 nats, and that of a diagonal one 1.4.
 In a run on two CPU cores with JAX 0.10.2: test/elbo −23.29 ± 0.10, test/rate 3.49 ± 0.15, test/nll
 22.84 ± 0.12 (K = 100); a diagonal Gaussian (--config.model.posterior=gaussian) has test/elbo −23.09

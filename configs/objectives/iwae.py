@@ -5,7 +5,7 @@ What it is: log 1/K Σ w_k in place of the ELBO, 3 seeds, on the embedded digits
 
     python -m experiments.run --config=configs/objectives/iwae.py --workdir=results/iwae
 
-It takes about 20 s. What to expect: a better test/nll than the ELBO's, and a worse test/elbo, for
+It takes about 10 s. What to expect: a better test/nll than the ELBO's, and a worse test/elbo, for
 which q(z|x) is no longer trained; train/bound is the bound that is maximised. In a run on two CPU
 cores with JAX 0.10.2: test/elbo −24.66 ± 0.02, test/rate 3.00, test/nll 22.91 ± 0.02 (K = 100),
 train/bound −22.95 ± 0.05; the VAE (configs/objectives/free_bits.py with none) has test/elbo −23.88

@@ -8,7 +8,7 @@ Theirs are an LSTM for text and a ladder of five layers.
 
     python -m experiments.run --config=configs/objectives/kl_warmup.py --workdir=results/kl_warmup
 
-It takes about 20 s. What to expect: more active units and a higher rate than without. In a run on
+It takes about 10 s. What to expect: more active units and a higher rate than without. In a run on
 two CPU cores with JAX 0.10.2: without: test/elbo −23.88 ± 0.02, test/rate 3.10 ± 0.04, test/nll
 23.49 ± 0.01 (K = 100), test/active_units 5.67 ± 0.67; with: test/elbo −23.65 ± 0.07, test/rate 4.35
 ± 0.12, test/nll 23.04 ± 0.03 (K = 100), test/active_units 8.00.

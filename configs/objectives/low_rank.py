@@ -5,7 +5,7 @@ embedded digits. Rezende et al. have one factor, of the precision; Ong et al. ha
 
     python -m experiments.run --config=configs/objectives/low_rank.py --workdir=results/low_rank
 
-It takes about 25 s. What to expect: as good as a diagonal one. In a run on two CPU cores with JAX
+It takes about 15 s. What to expect: as good as a diagonal one. In a run on two CPU cores with JAX
 0.10.2: test/elbo −23.04 ± 0.05, test/rate 3.86 ± 0.06, test/nll 22.69 ± 0.02 (K = 100); a diagonal
 Gaussian (--config.model.posterior=gaussian) has test/elbo −23.09 ± 0.03, test/rate 4.04 ± 0.13,
 test/nll 22.67 ± 0.01.

@@ -6,7 +6,7 @@ bounds of K = 4, whose gradient has less noise. 3 seeds, on the embedded digits.
 
     python -m experiments.run --config=configs/objectives/piwae.py --workdir=results/piwae
 
-It takes about 25 s. What to expect: a test/nll at or better than MIWAE's; train/bound is the
+It takes about 20 s. What to expect: a test/nll at or better than MIWAE's; train/bound is the
 decoder's. In a run on two CPU cores with JAX 0.10.2: test/elbo −24.23 ± 0.08, test/rate 3.92 ±
 0.04, test/nll 22.73 ± 0.02 (K = 100), train/bound −22.64 ± 0.08; MIWAE has test/nll 22.90 ± 0.03.
 """

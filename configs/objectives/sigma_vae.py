@@ -6,7 +6,7 @@ convolutional nets.
 
     python -m experiments.run --config=configs/objectives/sigma_vae.py --workdir=results/sigma_vae
 
-It takes about 20 s. What to expect: no weight has to be tuned for a sharp reconstruction. As
+It takes about 10 s. What to expect: no weight has to be tuned for a sharp reconstruction. As
 densities of 64 values in [0, 1], the numbers can have either sign. In a run on two CPU cores with
 JAX 0.10.2: test/elbo 28.16 ± 0.10, test/rate 13.89 ± 0.19, test/distortion −42.05 ± 0.21, test/nll
 −32.04 ± 0.12 (K = 100).

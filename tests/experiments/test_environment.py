@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -94,7 +95,10 @@ def test_without_git_there_is_no_commit(monkeypatch):
 def test_the_command_as_it_would_be_typed_again(monkeypatch):
     argv = [str(pathlib.Path("experiments/run.py")), "--config=a.py", "--sweep", "seed=0:2"]
     monkeypatch.setattr(sys, "argv", argv)
-    assert environment.command_line() == [
-        *["python", "-m", "experiments.run"],
-        *["--config=a.py", "--sweep", "seed=0:2"],
-    ]
+    for module in ("experiments.run", "experiments.study"):
+        main = types.SimpleNamespace(__spec__=types.SimpleNamespace(name=module))
+        monkeypatch.setitem(sys.modules, "__main__", main)
+        assert environment.command_line() == [
+            *["python", "-m", module],
+            *["--config=a.py", "--sweep", "seed=0:2"],
+        ]

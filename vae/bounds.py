@@ -131,7 +131,7 @@ BOUNDS: dict[str, Bound] = {
 
 
 class Estimator(NamedTuple):
-    """One row of `ESTIMATORS`: the `mode` of log q(z|x) (see `vae.posteriors`) and what it is."""
+    """One row of `ESTIMATORS`: the `mode` of log q(z|x) (see `vae.family`) and what it is."""
 
     mode: str
     doubly: bool = False

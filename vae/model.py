@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vae.family import Posterior
 from vae.hparams import HParams
 from vae.likelihoods import LIKELIHOODS, MIN_PIXEL_LOGVAR
 from vae.nets import Decoder, Encoder
-from vae.posteriors import POSTERIORS, Posterior
+from vae.posteriors import POSTERIORS
 from vae.priors import PRIORS, Components
 from vae.spec import ModelSpec
 
@@ -43,7 +44,7 @@ class Path(NamedTuple):
     """How gradients flow through the samples of z; the values are the same whatever it says.
 
     Attributes:
-      mode: one of `vae.posteriors.MODES`: what the gradient of log q(z|x) is taken through.
+      mode: one of `vae.family.MODES`: what the gradient of log q(z|x) is taken through.
       scale: [K] or None: factors on the gradient that arrives at the posterior through z_k.
       prior_scale: [K] or None: the parameters of the prior get their gradient as if z_k had been
         drawn from it (`gdreg`, see `vae.bounds`), with these factors on what arrives at z_k.

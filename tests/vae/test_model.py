@@ -11,9 +11,9 @@ import scipy.stats
 
 from tests.vae.building import COMPILE_FAST, context, parameters
 from vae import model, objectives
+from vae.family import Posterior
 from vae.hparams import HParams, stack
 from vae.likelihoods import LIKELIHOODS
-from vae.posteriors import Posterior
 from vae.spec import ModelSpec, Spec
 
 SPEC = ModelSpec((4,), 2, depth=1, width=3, activation="tanh")

@@ -10,9 +10,10 @@ import pytest
 import scipy.stats
 
 from tests.vae.building import COMPILE_FAST, context, hand_made, parameters, population
+from tests.vae.exact import STATS, exact_elbo, exact_terms
 from vae import bounds, evaluate, model, objectives, train
 from vae.data import Examples, Transform
-from vae.hparams import HParams, stack
+from vae.hparams import HParams
 from vae.spec import ModelSpec, ObjectiveSpec, OptimizerSpec, Spec
 
 SPEC = ModelSpec((4,), 2, depth=0, likelihood="gaussian")
@@ -21,7 +22,6 @@ B = np.array([0.5, -1.0, 0.2, 0.0])
 # x = zW + b + σ·noise. Rows that are orthogonal give a diagonal posterior, which q can be.
 W = np.array([[0.9, -0.3, 0.5, 0.7], [0.2, 0.8, -0.5, 0.4425]])
 W[1] -= W[0] * (W[0] @ W[1]) / (W[0] @ W[0])
-STATS = {"encoder": {}, "decoder": {}}
 POSTERIOR_VARIANCE = 1 / (1 + np.square(W).sum(1) / SIGMA**2)
 
 
@@ -56,32 +56,6 @@ def linear_population(offset=(0.0, 0.0), log_ratio=0.0):
 def draw(n, seed=0):
     rng = np.random.default_rng(seed)
     return rng.normal(size=(n, 2)) @ W + B + SIGMA * rng.normal(size=(n, 4))
-
-
-def cubature(latent_dim):
-    """Noise [2d, d] with mean 0 and covariance 1: exact for the expectation of any quadratic."""
-    return np.sqrt(latent_dim) * np.concatenate([np.eye(latent_dim), -np.eye(latent_dim)])
-
-
-def exact_terms(spec, params, x, noise, sigma=SIGMA):
-    """Terms of x [N, D] in float64, with the same noise [K, d] for each."""
-    with jax.enable_x64(True):
-        params, x, noise = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params, x, noise))
-        hparams = jax.tree.map(
-            lambda a: jnp.asarray(a[0], jnp.float64), stack([HParams(sigma=sigma)])
-        )
-
-        def one(x):
-            return model.terms(spec, params, STATS, hparams, x, noise, train=False)[0]
-
-        return jax.vmap(one)(x)
-
-
-def exact_elbo(spec, params, x, sigma=SIGMA):
-    """ELBO of each example, its expectation done exactly, float64 [N]."""
-    with jax.enable_x64(True):
-        terms = exact_terms(spec, params, x, cubature(spec.latent_dim), sigma)
-        return np.asarray(jax.vmap(objectives.metrics)(terms)["elbo"])
 
 
 def exact_log_weights(params, x, noise):

@@ -86,8 +86,9 @@ def free_bits(kl: jax.Array, floor: jax.Array, groups: int = 0) -> jax.Array:
     """
     if groups and len(kl) > 1:
         kl = jnp.sum(kl.reshape(groups, -1), axis=1)
-    active = jax.lax.pmean(kl, "batch") > floor
-    return jnp.sum(jnp.where(active, kl, floor))
+    # Without a floor nothing is held, not even a KL of 0, or a sampled one below.
+    held = (floor > 0) & (jax.lax.pmean(kl, "batch") < floor)
+    return jnp.sum(jnp.where(held, floor, kl))
 
 
 def analytic(spec: Spec) -> bool:

@@ -77,6 +77,17 @@ def test_free_bits_of_one_number_are_of_one_group():
     np.testing.assert_array_equal(one, none)
 
 
+def test_no_free_bits_hold_no_sampled_rate_below_zero():
+    # Log-densities of a few samples, near collapse or with a learned prior.
+    kl = jnp.float32([[-0.3], [0.1], [-0.1]])
+
+    def mean(kl):
+        return jnp.mean(batched(lambda kl: objectives.free_bits(kl, jnp.float32(0)))(kl))
+
+    np.testing.assert_allclose(mean(kl), -0.1, rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(mean)(kl), np.full((3, 1), 1 / 3), rtol=1e-6)
+
+
 def test_no_free_bits_is_the_plain_sum():
     kl = make_terms().kl
     each = batched(lambda kl: objectives.free_bits(kl, jnp.float32(0)))(kl)

@@ -194,6 +194,7 @@ def defined_flags(*paths):
 FLAGS = {
     "experiments.run": defined_flags("experiments/run.py"),
     "experiments.report": defined_flags("experiments/report/__main__.py"),
+    "experiments.study": defined_flags("experiments/study.py"),
     "experiments.benchmark": defined_flags("experiments/benchmark/__main__.py"),
 }
 
@@ -280,6 +281,26 @@ def test_a_table_or_function_in_the_text_exists(doc):
     for place in re.findall(r"`([A-Z]{4,})` in\s`([\w/]+\.py)`", prose((ROOT / doc).read_text())):
         name, path = place
         assert re.search(rf"^{name}\b", (ROOT / path).read_text(), re.MULTILINE), place
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("objective.name", "objective.estimator"),
+        *("model.posterior", "model.prior", "model.likelihood"),
+    ],
+)
+def test_the_readme_names_every_choice(field):
+    [row] = [line for line in README.splitlines() if line.startswith(f"| `{field}`")]
+    words = set(re.findall(r"\w+", row))
+    scales = {f"{f}_{s}" for f in ("gaussian", "laplace", "student") for s in ("shared", "pixel")}
+    assert set(fields.FIELDS[field].choices) - scales <= words
+
+
+def test_the_readme_counts_what_is_compared():
+    _, runs = config.from_args(str(ROOT / "configs/ablations/objectives.py"), [], [])
+    compared = {json.dumps(run | {"seed": None}, sort_keys=True) for run in runs}
+    assert f"compares {len(compared)} objectives" in README
 
 
 def test_the_size_of_the_quickstart():

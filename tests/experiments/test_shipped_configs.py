@@ -144,6 +144,18 @@ def test_every_shipped_config_resolves_each_of_its_runs(path):
     assert f"--config={path}" in docstring
 
 
+@pytest.mark.parametrize("path", SHIPPED)
+def test_each_run_survives_its_file_and_the_command_line(path):
+    nested, runs = config.from_args(str(ROOT / path), [], [])
+    for run in runs:
+        made = config.resolve(nested, run)
+        kept = json.loads(json.dumps(made))  # as in runs/RUN_ID/config.json
+        assert config.run_id(config.resolve(kept, {})) == config.run_id(made)
+        texts = [(name, fields.show(value)) for name, value in config.flatten(made).items()]
+        again, _ = config.from_args(str(ROOT / "configs/default.py"), texts, [])
+        assert config.resolve(again, {}) == made
+
+
 def test_quickstart_is_the_ablation_of_the_front_page():
     nested, runs = config.from_args(str(ROOT / "configs/quickstart.py"), [], [])
     assert sweep.axes(runs) == {

@@ -76,7 +76,7 @@ def test_one_step_of_its_first_run(path, request, tmp_path, monkeypatch):
     # This process keeps its own cache of compiled programs, and these are for one step.
     monkeypatch.setattr(execute, "use_persistent_cache", lambda: None)
     compile_ = programs.compiled
-    monkeypatch.setattr(programs, "compiled", lambda f, arguments, level: compile_(f, arguments, 0))
+    monkeypatch.setattr(programs, "compiled", lambda f, arguments, *_: compile_(f, arguments, 0))
     monkeypatch.setattr(execute.environment, "command_line", lambda: ["python"])
 
     def make_plan(packed):

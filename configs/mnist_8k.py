@@ -10,7 +10,7 @@ numbers do not compare with those of the whole MNIST: so few images overfit.
     python -m experiments.run --config=configs/mnist_8k.py --config.data.dir=DIR \\
         --workdir=results/mnist_8k
 
-What to expect: a VAE with test/nll (K = 500) near 101 nats and 23 of 50 active units, as in
+What to expect: a VAE with test/nll (K = 500) near 100 nats and 28 of 50 active units, as in
 docs/results.md, which configs/studies are the configs of.
 """
 

@@ -9,8 +9,8 @@ estimators are possible. 3 seeds, 200 epochs, on the embedded digits.
         --workdir=results/coupling_flow
 
 It takes about 25 s. What to expect: on these small images no better than a diagonal Gaussian
-posterior. In a run on two CPU cores with JAX 0.10.2: test/elbo −23.13 ± 0.04, test/rate 3.81 ±
-0.05, test/nll 22.67 ± 0.02 (K = 100); a diagonal Gaussian (--config.model.posterior=gaussian) has
+posterior. In a run on two CPU cores with JAX 0.10.2: test/elbo −23.17 ± 0.04, test/rate 3.84 ±
+0.02, test/nll 22.68 ± 0.02 (K = 100); a diagonal Gaussian (--config.model.posterior=gaussian) has
 test/elbo −23.09 ± 0.03, test/rate 4.04 ± 0.13, test/nll 22.67 ± 0.01.
 """
 

@@ -7,8 +7,8 @@ MNIST nets are larger and train for longer.
     python -m experiments.run --config=configs/objectives/elbo_stl.py --workdir=results/elbo_stl
 
 It takes about 15 s. What to expect: an ELBO at least as good as that of the plain gradient, with
-more active units. In a run on two CPU cores with JAX 0.10.2: test/elbo −23.74 ± 0.02, test/rate
-3.42 ± 0.03, test/nll 23.40 ± 0.02 (K = 100); the VAE (configs/objectives/free_bits.py with none)
+more active units. In a run on two CPU cores with JAX 0.10.2: test/elbo −23.73 ± 0.03, test/rate
+3.39 ± 0.03, test/nll 23.40 ± 0.04 (K = 100); the VAE (configs/objectives/free_bits.py with none)
 has test/elbo −23.88 ± 0.02, test/rate 3.10 ± 0.04 and test/nll 23.49 ± 0.01.
 """
 

@@ -6,7 +6,7 @@ the KL sampled. Theirs are autoregressive. 3 seeds, 200 epochs, on the embedded 
     python -m experiments.run --config=configs/objectives/flow_prior.py --workdir=results/flow_prior
 
 It takes about 20 s. What to expect: an ELBO at or a little above that with N(0, I). In a run on two
-CPU cores with JAX 0.10.2: test/elbo −23.09 ± 0.02, test/rate 3.89 ± 0.03, test/nll 22.61 ± 0.02 (K
+CPU cores with JAX 0.10.2: test/elbo −23.09 ± 0.02, test/rate 3.92 ± 0.03, test/nll 22.60 ± 0.02 (K
 = 100); N(0, I) (--config.model.prior=standard) has test/elbo −23.09 ± 0.03, test/rate 4.04 ± 0.13,
 test/nll 22.67 ± 0.01.
 """

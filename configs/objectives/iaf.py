@@ -7,8 +7,8 @@ Theirs: MNIST and CIFAR-10 by ResNets, and far wider flows.
     python -m experiments.run --config=configs/objectives/iaf.py --workdir=results/iaf
 
 It takes about 20 s. What to expect: on these small images no better than a diagonal Gaussian
-posterior. In a run on two CPU cores with JAX 0.10.2: test/elbo −23.08 ± 0.04, test/rate 3.73 ±
-0.02, test/nll 22.66 ± 0.02 (K = 100); a diagonal Gaussian (--config.model.posterior=gaussian) has
+posterior. In a run on two CPU cores with JAX 0.10.2: test/elbo −23.06 ± 0.04, test/rate 3.74 ±
+0.02, test/nll 22.67 (K = 100); a diagonal Gaussian (--config.model.posterior=gaussian) has
 test/elbo −23.09 ± 0.03, test/rate 4.04 ± 0.13, test/nll 22.67 ± 0.01.
 """
 

@@ -8,7 +8,7 @@ variable, with a posterior of its own; here it is summed out.
         --workdir=results/mixture_prior
 
 It takes about 20 s. What to expect: an ELBO at or a little above that with N(0, I). In a run on two
-CPU cores with JAX 0.10.2: test/elbo −22.94 ± 0.01, test/rate 3.91 ± 0.03, test/nll 22.50 ± 0.04 (K
+CPU cores with JAX 0.10.2: test/elbo −22.96 ± 0.03, test/rate 3.91 ± 0.03, test/nll 22.51 ± 0.04 (K
 = 100); N(0, I) (--config.model.prior=standard) has test/elbo −23.09 ± 0.03, test/rate 4.04 ± 0.13,
 test/nll 22.67 ± 0.01.
 """

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.report import aggregate
 from experiments.report.results import Results, read_results
 from experiments.studies import STUDIES
 from experiments.studies.quantity import Quantity
@@ -64,8 +65,16 @@ def _study(name: str, results: Results, quantities: list[Quantity]) -> list[str]
         f"Config: `{study.CONFIG}`. {_made(results)}",
         markdown([_HEADING[1:], *(_row(name, quantity)[1:] for quantity in quantities)]),
         "All conditions:",
-        markdown(results_rows(results)),
+        markdown(_conditions(results)),
     ]
+
+
+def _conditions(results: Results) -> list[list[str]]:
+    """The table that a launch prints, and what a run of each condition takes."""
+    heading, *rows = results_rows(results)
+    seconds = [group.estimate("wall_s").mean for group in aggregate.groups(results)]
+    times = ["–" if math.isnan(s) else f"{s:.0f}" for s in seconds]
+    return [[*heading, "seconds a run"], *([*r, t] for r, t in zip(rows, times, strict=True))]
 
 
 def _accelerator(made: Mapping[str, Any]) -> str:

@@ -22,12 +22,10 @@ from vae import penalties
 # Burda et al. 2016: batches of 20, 50 samples of z.
 IWAE = {"objective.name": "iwae", "objective.samples": "50", "train.batch_size": "20"}
 ELBO = {"objective.name": "elbo"}
-# A discriminator of the size of this VAE: 784-500-20 has 0.81 million parameters, 3 × 500 has 0.51.
-FACTOR = {
-    "objective.name": "factor",
-    "objective.discriminator_depth": "3",
-    "objective.discriminator_width": "500",
-}
+FACTOR = {"objective.name": "factor"}
+# Of the size of this VAE: 784-500-20 has 0.81 million parameters, 3 × 500 has 0.51. On draws of
+# q(z) and of the product of its marginals, and back to z, its products are 1.5 times the VAE's.
+LARGE = {"objective.discriminator_depth": "3", "objective.discriminator_width": "500"}
 OTHERS = {
     "dreg": IWAE | {"objective.estimator": "dreg"},
     "tcvae": {"objective.name": "tcvae"},
@@ -74,7 +72,9 @@ def _iwae(settings: Settings) -> list[Row]:
 
 def _against_the_elbo(settings: Settings) -> list[Row]:
     overrides, source = mnist_overrides(settings)
-    variants = {"factor": FACTOR} | {n: OTHERS[n] for n in ("tcvae", "mmd", "dip_ii")}
+    large = "factor, discriminator 3 × 500"
+    variants = {"factor": FACTOR, large: FACTOR | LARGE}
+    variants |= {n: OTHERS[n] for n in ("tcvae", "mmd", "dip_ii")}
     functions: dict[str, Any] = {"elbo": Training(population_plan(mnist, overrides | ELBO))}
     for name, fields in variants.items():
         functions[name] = Training(population_plan(mnist, overrides | fields))

@@ -3,11 +3,17 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.vae.building import parameters
 from tests.vae.estimating import BOUNDS, estimates, hand_params, model_spec, standard_noise
 from tests.vae.estimating import standard_errors as in_standard_errors
+from vae.data import Transform
+from vae.hparams import HParams, stack
+from vae.loss import Batch, batch_loss
+from vae.spec import ObjectiveSpec, Spec
 
 ESTIMATORS = ("reparameterization", "dreg", "gdreg")
 
@@ -92,3 +98,23 @@ class TestAtThePrior:
         # A mean of 0 too, by far more than rounding.
         for estimator in ("reparameterization", "dreg"):
             assert np.abs(self.estimates()[estimator].prior).max() > 0.1
+
+
+@pytest.mark.parametrize(("head", "bias"), [("mean", 1e4), ("mean", -1e4), ("scale", -60.0)])
+def test_it_is_finite_far_from_the_prior(head, bias):
+    with jax.enable_x64(False):
+        spec = Spec(
+            model_spec(prior="flow"), ObjectiveSpec("iwae", "gdreg", samples=2), batch_size=4
+        )
+        params, stats = parameters(spec.model)
+        params["encoder"][head]["bias"] += bias
+        hparams = jax.tree.map(lambda a: jnp.asarray(a[0]), stack([HParams()]))
+        batch = Batch(jnp.ones((4, 3)), jnp.arange(4, dtype=jnp.int32))
+
+        def loss(params):
+            return batch_loss(spec, Transform(), params, stats, hparams, jnp.int32(0), batch)
+
+        (value, _), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    assert np.isfinite(value)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads["prior"])) > 0

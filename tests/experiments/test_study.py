@@ -42,9 +42,7 @@ def test_list():
     [
         (["--workdir=x"], "--name: missing"),
         (["--name=bonds", "--workdir=x"], "--name: bonds is no study. There are bounds, beta"),
-        (["--name=beta"], "--workdir: missing"),
         (["--name=beta", "--workdir=x", "--config.model.dept=1"], "Did you mean model.depth"),
-        (["beta"], "beta: not a flag"),
         (["--nme=beta"], "python -m experiments.study --help"),
     ],
 )

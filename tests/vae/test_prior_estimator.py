@@ -16,6 +16,9 @@ from vae.loss import Batch, batch_loss
 from vae.spec import ObjectiveSpec, Spec
 
 ESTIMATORS = ("reparameterization", "dreg", "gdreg")
+# One sample by itself, samples together, groups of them, two bounds in one, and a power of weights:
+# CIWAE, left out for its time, is a sum of the first two.
+NAMES = tuple(name for name in BOUNDS if name != "ciwae")
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +41,7 @@ class TestExpectation:
     """
 
     @pytest.mark.parametrize("beta", [1.0, 0.7])
-    @pytest.mark.parametrize("name", BOUNDS)
+    @pytest.mark.parametrize("name", NAMES)
     def test_is_that_of_the_bound(self, name, beta):
         found = of_bound(name, beta)
         plain, gdreg = found["reparameterization"], found["gdreg"]
@@ -57,7 +60,7 @@ class TestExpectation:
         moves = plain.std(axis=0) > 1e-12
         assert np.max(np.abs(in_standard_errors((gdreg - plain)[:, moves]))) < 4.5
 
-    @pytest.mark.parametrize("name", BOUNDS)
+    @pytest.mark.parametrize("name", NAMES)
     def test_of_the_rest_it_is_dreg(self, name):
         found = of_bound(name)
         np.testing.assert_allclose(found["gdreg"].loss, found["dreg"].loss, rtol=1e-11)

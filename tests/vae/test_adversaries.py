@@ -21,12 +21,6 @@ from vae.spec import ModelSpec, ObjectiveSpec, Spec
 OBJECTIVES = ("factor", "vaegan")
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 @functools.cache
 def program(objective, name, posterior="gaussian"):
     """(params, hparams) -> (a metric of the batch, or `total`, its gradient)."""

@@ -15,6 +15,8 @@ from vae import bounds
 from vae.bounds import BOUNDS, ESTIMATORS
 from vae.hparams import HParams
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 RNG = np.random.default_rng(0)
 LOG_W = RNG.normal(size=(3, 4)) * 2 - 5  # M = 3 groups of K = 4
 
@@ -54,12 +56,6 @@ CASES = {
         for a in (0.0, 0.3, 0.5, 0.9995, 1.0, 2.0, -1.0)
     },
 }
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.fixture(params=CASES)

@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import scipy.special
 import scipy.stats
 
@@ -22,12 +21,6 @@ from tests.vae.drawn import (
 from vae import model
 from vae.hparams import HParams
 from vae.posteriors import POSTERIORS
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 class TestCategories:

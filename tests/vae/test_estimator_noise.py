@@ -20,11 +20,7 @@ from vae.hparams import HParams
 from vae.posteriors import POSTERIORS
 from vae.spec import ModelSpec
 
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 class TestVarianceOfASquare:

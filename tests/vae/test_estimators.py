@@ -34,11 +34,7 @@ from vae.loss import batch_loss
 from vae.model import Path
 from vae.spec import ModelSpec, ObjectiveSpec, Spec
 
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def log_weights(params, x, noise, beta=1.0, sigma=SIGMA):

@@ -66,12 +66,6 @@ def points(spec, n=3, seed=1):
     return z, rng.normal(size=(n, spec.context_dim)) if spec.context_dim else [None] * n
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 @pytest.mark.usefixtures("x64")
 class TestChangeOfVariables:
     @pytest.mark.parametrize("spec", SPECS, ids=name_of)

@@ -31,12 +31,6 @@ from vae.hparams import HParams
 from vae.posteriors import POSTERIORS
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 class TestScales:
     """What the head `scale` means."""
 

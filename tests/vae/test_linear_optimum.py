@@ -17,18 +17,14 @@ from vae import evaluate, model, objectives, train
 from vae.hparams import HParams
 from vae.spec import ModelSpec, ObjectiveSpec, Spec
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 LAMBDA = np.array([4, 2, 1, 0.5, 0.25, 0.1, 0.05, 0.02])
 LATENTS, MODES = 6, len(LAMBDA)
 SPEC = Spec(ModelSpec((MODES,), LATENTS, depth=0, likelihood="gaussian"), ObjectiveSpec())
 # Two points along each axis: their mean is 0 and their covariance diag λ, to the last bit or so.
 X = np.concatenate([np.diag(np.sqrt(MODES * LAMBDA)), -np.diag(np.sqrt(MODES * LAMBDA))])
 CASES = [(1.0, 0.3), (2.0, 0.3), (0.5, 0.3), (5.0, 1.0)]
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def terms(params, x, eta2):

@@ -9,6 +9,8 @@ import pytest
 
 from vae.matmul import dot_general
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 # Leading axes of h, and whether W has one of its own: a population's.
 CASES = {
     "one": ((), False),
@@ -34,12 +36,6 @@ def mapped(product, leading, of_runs):
         w_axis = None if of_runs is False or i else 0
         function = jax.vmap(function, (None if of_runs is None else 0, w_axis))
     return function
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.mark.parametrize("case", CASES)

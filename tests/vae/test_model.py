@@ -50,12 +50,6 @@ def mean_loss(spec, params, stats, hparams, x, noise):
     return jnp.mean(jax.vmap(one, axis_name="batch")(x, noise))
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def test_terms_are_the_densities(x64):
     params, stats = parameters(SPEC, dtype=np.float64)
     x, noise = data(SPEC)

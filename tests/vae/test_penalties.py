@@ -22,12 +22,6 @@ def estimator(request):
     return request.param
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def batched(function):
     """Of each example, from arrays with a leading axis of the batch."""
     return jax.jit(jax.vmap(function, axis_name="batch"))

@@ -32,12 +32,6 @@ from vae.hparams import HParams
 from vae.posteriors import POSTERIORS
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 class TestShapes:
     @pytest.mark.parametrize("name", POSTERIORS)
     def test_of_heads_noise_and_draws(self, name):

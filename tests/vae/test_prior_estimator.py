@@ -15,16 +15,12 @@ from vae.hparams import HParams, stack
 from vae.loss import Batch, batch_loss
 from vae.spec import ObjectiveSpec, Spec
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 ESTIMATORS = ("reparameterization", "dreg", "gdreg")
 # One sample by itself, samples together, groups of them, two bounds in one, and a power of weights:
 # CIWAE, left out for its time, is a sum of the first two.
 NAMES = tuple(name for name in BOUNDS if name != "ciwae")
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 @functools.cache

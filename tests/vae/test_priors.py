@@ -28,12 +28,6 @@ SPECS = {
 HALF_WIDTH = {"standard": 9.0, "mixture": 12.0, "vamp": 12.0, "flow": 30.0}
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def state_of(spec, dtype=np.float64):
     """What the prior needs, of parameters that are N(0, 0.4²)."""
     params, stats = parameters(spec, dtype=dtype)

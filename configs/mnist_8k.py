@@ -11,7 +11,7 @@ numbers do not compare with those of the whole MNIST: so few images overfit.
         --workdir=results/mnist_8k
 
 What to expect: a VAE with test/nll (K = 500) near 100 nats and 28 of 50 active units, as in
-docs/results.md, which configs/studies are the configs of.
+docs/studies.md, which configs/studies are the configs of.
 """
 
 import ml_collections

@@ -19,6 +19,11 @@ PACKAGES = ("vae-lab", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 def describe(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
     """The content of environment.json."""
+    return machine(command) | {"dataset": _datasets(plan)}
+
+
+def machine(command: Sequence[str]) -> dict[str, Any]:
+    """The command, versions, devices and commit."""
     return {
         "command": list(command),
         "versions": versions(),
@@ -30,7 +35,6 @@ def describe(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
         # Without a setting: only CPUs come here with none, and they multiply in float32.
         "matmul_precision": jax.config.jax_default_matmul_precision or "float32",
         **_commit(),
-        "dataset": _datasets(plan),
     }
 
 

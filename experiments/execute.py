@@ -67,7 +67,7 @@ def execute(
             workdir.write_environment(record)
             done = _train(plan, todo, workdir, started, stop, checkpoint_seconds)
             if not done:
-                return _say_how_to_go_on(stop)
+                return say_how_to_go_on(stop)
         rows = workdir.write_results(plan.runs, list(plan.axes))
         if report and (todo or not (path / "report.html").exists()):
             _report(path)
@@ -122,7 +122,8 @@ def _train(
     return True
 
 
-def _say_how_to_go_on(stop: Any) -> int:
+def say_how_to_go_on(stop: Any) -> int:
+    """Prints the command that goes on; returns the exit status, 128 + signal."""
     command = shlex.join(environment.command_line())
     name = signal.Signals(stop.signal).name
     print(f"Stopped by {name}; all is saved. To go on:\n  {command}", file=sys.stderr)

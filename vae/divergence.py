@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import layers, model, objectives, random, schedules
-from vae.data import Examples, prepare
-from vae.loss import Batch, Keys, batch_at, batch_loss, corrupt
+from vae import layers, loss, model, random, schedules
+from vae.data import Examples
+from vae.loss import Batch, batch_at, batch_loss
 from vae.posteriors import POSTERIORS
 from vae.priors import PRIORS
 from vae.spec import Spec
@@ -121,11 +121,9 @@ def _finite_outputs(
         }
 
     def one(raw, rng):
-        keys = Keys(*jax.random.split(rng, len(Keys._fields)))
-        x = prepare(examples.transform, raw, keys.data)
-        seen = corrupt(spec.objective.corruption, hparams, x, keys.corruption)
+        inputs = loss.draw(spec, examples.transform, hparams, raw, rng)
+        seen, noise = inputs.encoded, inputs.noise
         posterior, _ = model.encode(spec.model, params, stats, hparams, seen, train=True)
-        noise = model.noise(spec.model, keys.noise, objectives.num_samples(spec))
         flow = params.get("posterior", {})
 
         def draw(num_layers):

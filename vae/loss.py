@@ -1,6 +1,7 @@
 """The loss of a batch, and which examples are in it: functions of (seed, step)."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,34 @@ class Keys(NamedTuple):
     noise: jax.Array
     objective: jax.Array
     corruption: jax.Array
+
+
+class Lens(NamedTuple):
+    """What instruments put before a loss: its value stays, its gradient is split or found inside.
+
+    Attributes:
+      gates: factors on the gradient that arrives through each of `TERMS`, or None.
+      taps: zeros added to the layers of `encoder` [B, ...] and `decoder` [B, K, ...], or None.
+    """
+
+    gates: dict[str, jax.Array] | None = None
+    taps: model.Taps | None = None
+
+
+CLEAR = Lens()
+
+# By which way a gradient leaves the loss: through log p(x|z); through the KL, or log p(z) and
+# log q(z|x); or through anything else that an objective makes of z, of q(z|x) and of parameters.
+TERMS = ("distortion", "rate", "penalty")
+
+
+class Drawn(NamedTuple):
+    """One example as a training step sees it: x and what the encoder sees of it [*x], noise."""
+
+    x: jax.Array
+    encoded: jax.Array
+    noise: jax.Array
+    objective_rng: jax.Array
 
 
 def batch_at(spec: Spec, data: Examples, seed: jax.Array, step: jax.Array) -> Batch:
@@ -59,11 +88,14 @@ def batch_loss(
     batch: Batch,
     *,
     rng: jax.Array | None = None,
+    data_rng: jax.Array | None = None,
+    lens: Lens = CLEAR,
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], model.Stats]]:
     """Mean loss of a batch, with its decomposition and the new running statistics.
 
     Examples are vmapped with the axis name `batch`, over which batch-coupled terms are
-    collectives. Everything random comes from `rng`, by default the key of (seed, step).
+    collectives. Everything random comes from `rng`, by default the key of (seed, step); what is
+    random about the data, binarisation, from `data_rng` where it is given.
 
     Returns (what is differentiated, (metrics, stats)), nats per example. That is the
     loss, and, where there is a discriminator, its own loss added: neither has a gradient in the
@@ -73,45 +105,94 @@ def batch_loss(
     hparams = hparams.replace(temperature=schedules.temperature(step, hparams))
     step_rng = random.stream(hparams.seed, step) if rng is None else rng
     rngs = random.example_rngs(step_rng, batch.index)
+    data_rngs = rngs if data_rng is None else random.example_rngs(data_rng, batch.index)
     # Beyond any example's index, and so no example's key.
     shared_rng = jax.random.fold_in(step_rng, 2**32 - 1)
+    gates = lens.gates
 
-    def one(raw, rng):
-        keys = Keys(*jax.random.split(rng, len(Keys._fields)))
-        x = prepare(transform, raw, keys.data)
-        noise = model.noise(spec.model, keys.noise, objectives.num_samples(spec))
-        encoded = corrupt(spec.objective.corruption, hparams, x, keys.corruption)
+    def through(term, value):
+        if gates is None:
+            return value
+        return jax.tree.map(lambda a: _gated(a, gates[term]), value)
+
+    free = through("penalty", params)
+
+    def one(raw, rng, data_rng, taps):
+        drawn = draw(spec, transform, hparams, raw, rng, data_rng)
 
         def terms_of(path, held):
-            return model.terms(
+            terms, new_stats = model.terms(
                 spec.model,
                 hold(params, held),
                 stats,
                 hparams,
-                x,
-                noise,
+                drawn.x,
+                drawn.noise,
                 True,
                 path=path,
-                encoded=encoded,
+                encoded=drawn.encoded,
+                taps=taps,
             )
+            return through_terms(through, terms), new_stats
 
         def decode(z):
-            decoded, _ = model.decode(spec.model, params, stats, hparams, z, True)
+            same = taps is not None and len(z) == len(drawn.noise)
+            decoded, _ = model.decode(
+                spec.model, free, stats, hparams, z, True, taps=taps["decoder"] if same else None
+            )
             return decoded.each(LIKELIHOODS[spec.model.likelihood].mean)
 
         context = objectives.Context(
-            spec, hparams, beta, step, x, keys.objective, shared_rng, params, stats, decode
+            spec, hparams, beta, step, drawn.x, drawn.objective_rng, shared_rng, free, stats, decode
         )
         loss, extra, terms, new_stats = objectives.example_loss(context, terms_of)
         return (loss, {**objectives.metrics(terms), **extra}), new_stats
 
     (losses, metrics), new_stats = jax.vmap(one, axis_name="batch", out_axes=(0, None))(
-        batch.raw, rngs
+        batch.raw, rngs, data_rngs, lens.taps
     )
     metrics = {name: jnp.mean(values) for name, values in metrics.items()}
     loss = jnp.mean(losses)
     metrics |= {"loss": loss, "beta": beta}
     return loss + metrics.get("discriminator_loss", 0.0), (metrics, new_stats)
+
+
+def draw(
+    spec: Spec,
+    transform: Transform,
+    hparams: HParams,
+    raw: jax.Array,
+    rng: jax.Array,
+    data_rng: jax.Array | None = None,
+) -> Drawn:
+    """What is random about one example, from its key; see `batch_loss`."""
+    keys = Keys(*jax.random.split(rng, len(Keys._fields)))
+    of_data = keys if data_rng is None else Keys(*jax.random.split(data_rng, len(Keys._fields)))
+    x = prepare(transform, raw, of_data.data)
+    return Drawn(
+        x,
+        corrupt(spec.objective.corruption, hparams, x, keys.corruption),
+        model.noise(spec.model, keys.noise, objectives.num_samples(spec)),
+        keys.objective,
+    )
+
+
+def through_terms(through: Callable[[str, Any], Any], terms: model.Terms) -> model.Terms:
+    """Each part of the terms sent through the gate of its term."""
+    return model.Terms(
+        log_px=through("distortion", terms.log_px),
+        log_pz=through("rate", terms.log_pz),
+        log_qz=through("rate", terms.log_qz),
+        kl=through("rate", terms.kl),
+        posterior=through("penalty", terms.posterior),
+        z=through("penalty", terms.z),
+    )
+
+
+def _gated(value: jax.Array, gate: jax.Array) -> jax.Array:
+    # What is no real number, such as the index of a code, has no gradient.
+    real = jnp.issubdtype(value.dtype, jnp.floating)
+    return model.scale_gradient(value, gate.astype(value.dtype)) if real else value
 
 
 def hold(params: model.Params, part: str) -> model.Params:

@@ -71,6 +71,8 @@ class Decoded(NamedTuple):
 
 Params = dict[str, Any]
 Stats = dict[str, Any]
+# What is added to the layers of a network, see `vae.nets.Tap`; of the decoder with an axis [K].
+Taps = dict[str, Any]
 
 
 def _encoder(spec: ModelSpec) -> Encoder:
@@ -95,16 +97,27 @@ def decoder(
     return _apply(_decoder(spec), params["decoder"], stats.get("decoder", {}), z, train, **options)
 
 
-def _apply(net, params, batch_stats, value, train, mutable=("batch_stats",), **options):
+def _apply(
+    net, params, batch_stats, value, train, *, taps=None, mutable=("batch_stats",), **options
+):
     variables = {"params": params, "batch_stats": batch_stats}
+    if taps is not None:
+        variables["taps"] = taps
     return net.apply(variables, value, train, mutable=list(mutable), **options)
 
 
 def encode(
-    spec: ModelSpec, params: Params, stats: Stats, hparams: HParams, x: jax.Array, train: bool
+    spec: ModelSpec,
+    params: Params,
+    stats: Stats,
+    hparams: HParams,
+    x: jax.Array,
+    train: bool,
+    *,
+    taps: Taps | None = None,
 ) -> tuple[Posterior, Stats]:
     """x [*x] ↦ q(z|x), and the encoder's running statistics (unchanged unless `train`)."""
-    heads, updated = encoder(spec, params, stats, x, train)
+    heads, updated = encoder(spec, params, stats, x, train, taps=taps)
     family = POSTERIORS[spec.posterior]
     posterior = family.posterior(spec, heads, stats.get("posterior", {}), hparams)
     return posterior, updated.get("batch_stats", {})
@@ -147,7 +160,14 @@ def sample_prior(
 
 
 def decode(
-    spec: ModelSpec, params: Params, stats: Stats, hparams: HParams, z: jax.Array, train: bool
+    spec: ModelSpec,
+    params: Params,
+    stats: Stats,
+    hparams: HParams,
+    z: jax.Array,
+    train: bool,
+    *,
+    taps: Taps | None = None,
 ) -> tuple[Decoded, Stats]:
     """K latents z [K, n] ↦ what the likelihood reads, and the decoder's running statistics.
 
@@ -155,16 +175,18 @@ def decode(
     `terms`.
     """
 
-    def one(z):
-        heads, updated = decoder(spec, params, stats, z, train)
+    def one(z, taps):
+        heads, updated = decoder(spec, params, stats, z, train, taps=taps)
         return heads, updated.get("batch_stats", {})
 
     # A single sample is not mapped over: the axis is there by its name alone. With an axis of one,
     # XLA's CPU backend would transpose what the gradients are products of.
-    mapped, in_axes = (z[0], None) if len(z) == 1 else (z, 0)
+    mapped, in_axes = (z, taps), 0
+    if len(z) == 1:
+        mapped, in_axes = jax.tree.map(lambda a: a[0], mapped), None
     heads, updated = jax.vmap(
         one, in_axes, out_axes=(0, None), axis_name="sample", axis_size=len(z)
-    )(mapped)
+    )(*mapped)
     likelihood = LIKELIHOODS[spec.likelihood]
     shared = {name: jnp.asarray(getattr(hparams, name), z.dtype) for name in likelihood.numbers}
     if likelihood.scale == "fixed":
@@ -190,6 +212,7 @@ def terms(
     *,
     path: Path = PLAIN,
     encoded: jax.Array | None = None,
+    taps: Taps | None = None,
 ) -> tuple[Terms, Stats]:
     """The decomposed terms of one example: encode x, then `terms_given` the posterior.
 
@@ -198,14 +221,27 @@ def terms(
       train: whether batch statistics are used and updated; needs the axis name `batch`.
       path: what gradients flow through.
       encoded: what the encoder sees in place of x, [*x]: a corrupted x.
+      taps: of `encoder` and `decoder`.
 
     Returns:
       Terms, and the updated running statistics.
     """
     seen = x if encoded is None else encoded
-    posterior, encoder_stats = encode(spec, params, stats, hparams, seen, train)
+    taps = taps or {}
+    posterior, encoder_stats = encode(
+        spec, params, stats, hparams, seen, train, taps=taps.get("encoder")
+    )
     result, new_stats = terms_given(
-        spec, params, stats, hparams, x, posterior, noise, train, path=path
+        spec,
+        params,
+        stats,
+        hparams,
+        x,
+        posterior,
+        noise,
+        train,
+        path=path,
+        taps=taps.get("decoder"),
     )
     return result, new_stats | {"encoder": encoder_stats}
 
@@ -221,6 +257,7 @@ def terms_given(
     train: bool,
     *,
     path: Path = PLAIN,
+    taps: Taps | None = None,
 ) -> tuple[Terms, Stats]:
     """z_k from noise_k, p(x|z_k) = decode(z_k), and the log-densities of x and z.
 
@@ -249,7 +286,7 @@ def terms_given(
         z = z + _only_gradient(scale_gradient(moved, path.prior_scale))
 
     # 2. Decode.
-    decoded, decoder_stats = decode(spec, params, stats, hparams, z, train)
+    decoded, decoder_stats = decode(spec, params, stats, hparams, z, train, taps=taps)
     new_stats = {"decoder": decoder_stats}
     if likelihood.scale == "optimal":
         variance, weight = stats["likelihood"]["variance"], stats["likelihood"]["weight"]
@@ -309,14 +346,17 @@ def _only_gradient(value: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def scale_gradient(value: jax.Array, scale: jax.Array) -> jax.Array:
-    """`value` [K, n]; its gradient is multiplied by `scale` [K] on the way back."""
+    """`value` [K, ...]; its gradient is multiplied by `scale`, [K] or [], on the way back."""
     del scale
     return value
 
 
 scale_gradient.defvjp(
     lambda value, scale: (value, scale),
-    lambda scale, gradient: (gradient * scale[:, None], jnp.zeros_like(scale)),
+    lambda scale, gradient: (
+        gradient * scale.reshape(scale.shape + (1,) * (gradient.ndim - scale.ndim)),
+        jnp.zeros_like(scale),
+    ),
 )
 
 

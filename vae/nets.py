@@ -42,6 +42,23 @@ def _dense(spec: ModelSpec, size: int, name: str) -> nn.Dense:
     return nn.Dense(size, kernel_init=INITIALIZERS[spec.init], dot_general=dot_general, name=name)
 
 
+class Tap(nn.Module):
+    """h ↦ h: a place where instruments of gradients look (`vae.gradients`), free where none does.
+
+    With the collection `taps` mutable it puts h there; with `taps` given it adds what is there, a
+    zero, in which the gradient of the loss is that in h.
+    """
+
+    @nn.compact
+    def __call__(self, h: jax.Array) -> jax.Array:
+        if self.is_initializing():
+            return h
+        if self.is_mutable_collection("taps"):
+            self.put_variable("taps", "value", h)
+            return h
+        return h + self.get_variable("taps", "value") if self.has_variable("taps", "value") else h
+
+
 class Normalize(nn.Module):
     """`none`, `layer` (Ba et al. 2016) or `batch` (Ioffe and Szegedy 2015) over named axes."""
 
@@ -76,14 +93,14 @@ class DenseLayer(nn.Module):
         spec = self.spec
         f = _dense(spec, self.width, "dense")(h)
         f = Normalize(spec.norm, self.batch_axes, name="norm")(f, train)
-        f = ACTIVATIONS[spec.activation](f)
+        f = ACTIVATIONS[spec.activation](Tap(name="pre")(f))
         if spec.residual == "none" or h.shape != f.shape:
-            return f
+            return Tap(name="post")(f)
         if spec.residual == "scaled":
-            return h + f / math.sqrt(spec.depth)
-        if spec.residual == "zero_init":
-            return h + self.param("gate", nn.initializers.zeros, (), f.dtype) * f
-        return h + f
+            f = f / math.sqrt(spec.depth)
+        elif spec.residual == "zero_init":
+            f = self.param("gate", nn.initializers.zeros, (), f.dtype) * f
+        return Tap(name="post")(h + f)
 
 
 class Conv(nn.Module):
@@ -138,7 +155,7 @@ class ConvLayer(nn.Module):
             h = jnp.repeat(jnp.repeat(h, 2, axis=0), 2, axis=1)[: self.size[0], : self.size[1]]
             h = Conv(self.width, 3, 1, spec.init, name="conv")(h)
         h = Normalize(spec.norm, self.batch_axes, name="norm")(h, train)
-        return ACTIVATIONS[spec.activation](h)
+        return Tap(name="post")(ACTIVATIONS[spec.activation](Tap(name="pre")(h)))
 
 
 def conv_sizes(spec: ModelSpec) -> list[tuple[int, int]]:
@@ -170,7 +187,7 @@ def _mlp_decode(spec: ModelSpec, z: jax.Array, train: bool) -> Head:
 
     def head(name: str, channels: int) -> jax.Array:
         size = spec.num_pixels * channels
-        return _dense(spec, size, name)(h)
+        return Tap(name=f"{name}_post")(_dense(spec, size, name)(h))
 
     return head
 
@@ -185,14 +202,14 @@ def _conv_encode(spec: ModelSpec, x: jax.Array, train: bool) -> jax.Array:
 def _conv_decode(spec: ModelSpec, z: jax.Array, train: bool) -> Head:
     widths, sizes = spec.widths[::-1], conv_sizes(spec)[::-1]
     shape = (*sizes[0], widths[0])
-    h = _dense(spec, math.prod(shape), "project")(z)
-    h = ACTIVATIONS[spec.activation](h).reshape(shape)
+    h = Tap(name="project_pre")(_dense(spec, math.prod(shape), "project")(z))
+    h = Tap(name="project_post")(ACTIVATIONS[spec.activation](h)).reshape(shape)
     for i, size in enumerate(sizes[1:]):
         width = widths[min(i + 1, len(widths) - 1)]
         h = ConvLayer(spec, width, ("batch", "sample"), size, name=f"layer_{i}")(h, train)
 
     def head(name: str, channels: int) -> jax.Array:
-        return Conv(channels, 3, 1, spec.init, name=name)(h)
+        return Tap(name=f"{name}_post")(Conv(channels, 3, 1, spec.init, name=name)(h))
 
     return head
 
@@ -247,7 +264,10 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
         h = NETS[self.spec.net].encode(self.spec, x, train)
-        return {name: _dense(self.spec, size, name)(h) for name, size in self.heads}
+        return {
+            name: Tap(name=f"{name}_post")(_dense(self.spec, size, name)(h))
+            for name, size in self.heads
+        }
 
 
 class Decoder(nn.Module):

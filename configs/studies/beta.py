@@ -10,7 +10,7 @@ or, for the runs alone,
         --workdir=results/beta
 
 What to expect: with β the rate falls, the distortion rises and latent dimensions fall out of use;
-docs/results.md has the numbers.
+docs/studies.md has the numbers.
 """
 
 import ml_collections

@@ -9,7 +9,7 @@ or, for the runs alone,
     python -m experiments.run --config=configs/studies/bounds.py --config.data.dir=DIR \\
         --workdir=results/bounds
 
-What to expect: IWAE has the better test/nll and more active units; docs/results.md has the numbers.
+What to expect: IWAE has the better test/nll and more active units; docs/studies.md has the numbers.
 """
 
 import ml_collections

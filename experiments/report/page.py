@@ -61,33 +61,47 @@ def page(results: Results) -> str:
         section(anchor, f"{number}. {title}", content)
         for number, (anchor, title, content) in enumerate(sections, 1)
     )
-    scripts = [_plotly_js(), _asset("report.js")]
     data = "\n".join(json_script(anchor, value) for anchor, value in figures.items())
+    main = f"""<header>{question.header(results, groups, name)}</header>
+<noscript><p class="callout">The plots need JavaScript; <code>figures/</code> beside this page holds
+the same as PNG and PDF.</p></noscript>
+{body}
+<footer>{tables.footer(results)}</footer>"""
+    contents = _contents(sections, subsections)
+    scripts = [_plotly_js(), _asset("report.js")]
+    return document(f"{name} · VAE report", name, contents, main, data, scripts)
+
+
+def document(
+    title: str, brand: str, contents: str, main: str, data: str = "", scripts: Sequence[str] = ()
+) -> str:
+    """A whole HTML file: contents beside the text, style and scripts within, no network.
+
+    Args:
+      title, brand: text: of the window, and over the contents.
+      contents, main, data: markup. scripts: JavaScript.
+    """
+    code = "\n".join(f"<script>{script}</script>" for script in scripts)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{_policy(scripts)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(name)} · VAE report</title>
+<title>{escape(title)}</title>
 <link rel="icon" href="data:,">
 <style>{_asset("report.css")}</style>
 </head>
 <body>
 <div class="layout">
-<nav aria-label="Contents"><div class="brand">{escape(name)}</div>
-{_contents(sections, subsections)}</nav>
+<nav aria-label="Contents"><div class="brand">{escape(brand)}</div>
+{contents}</nav>
 <main>
-<header>{question.header(results, groups, name)}</header>
-<noscript><p class="callout">The plots need JavaScript; <code>figures/</code> beside this page holds
-the same as PNG and PDF.</p></noscript>
-{body}
-<footer>{tables.footer(results)}</footer>
+{main}
 </main>
 </div>
 {data}
-<script>{scripts[0]}</script>
-<script>{scripts[1]}</script>
+{code}
 </body>
 </html>
 """
@@ -373,10 +387,8 @@ def _policy(scripts: Sequence[str]) -> str:
     """No network, no inline handlers: only these scripts, by hash. Plotly sets styles and exports
     images by blob.
     """
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode('utf-8')).digest()).decode()}'"
-        for script in scripts
-    )
+    digests = [hashlib.sha256(script.encode("utf-8")).digest() for script in scripts]
+    hashes = " ".join(f"'sha256-{base64.b64encode(d).decode()}'" for d in digests) or "'none'"
     return html.escape(
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'",

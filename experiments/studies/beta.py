@@ -6,10 +6,12 @@ program on this reduced MNIST (configs/mnist_8k.py) had, for β of ¼, ½, 1, 2,
 41, 23, 23, 16, 5 active units; but 100 epochs at β = 1.
 """
 
-from experiments.report.results import Results
-from experiments.studies.quantity import Quantity, by_seed, difference, mean
+from experiments.report import canvas, style
+from experiments.studies.cases import Found
+from experiments.studies.quantity import Quantity, by_seed, difference, of_seeds
 
-CONFIG = "configs/studies/beta.py"
+ID = "B2"
+CONFIGS = {"quick": "configs/studies/beta.py", "full": "configs/studies/beta.py"}
 ELSEWHERE = {
     0.25: (51.2, 67.6, 48),
     0.5: (35.6, 75.0, 41),
@@ -26,22 +28,64 @@ METRICS = {
 }
 
 
-def measure(results: Results) -> list[Quantity]:
+def _betas(found: Found) -> list[float]:
+    return sorted({run.setting("objective.beta") for run in found.results.runs})
+
+
+def _of(found: Found, metric: str) -> dict[float, dict[int, float]]:
+    return {b: by_seed(found.results, f"test/{metric}", objective__beta=b) for b in _betas(found)}
+
+
+def measure(found: Found) -> list[Quantity]:
     """The three at each β, and the smallest step of each from one β to the next."""
-    betas = sorted({run.setting("objective.beta") for run in results.runs})
-    found, steps = [], []
+    rows, steps = [], []
     for i, (metric, (unit, sign, how)) in enumerate(METRICS.items()):
         name = metric.replace("_", " ")
-        values = {b: by_seed(results, f"test/{metric}", objective__beta=b) for b in betas}
+        values = _of(found, metric)
         for beta, of in values.items():
-            elsewhere = f"{ELSEWHERE[beta][i]:g}" if beta in ELSEWHERE else ""
+            seen = f"an independent program: {ELSEWHERE[beta][i]:g}" if beta in ELSEWHERE else ""
             label = ", ".join([f"{name} at β = {beta:g}", *([unit] if unit else [])])
-            found.append(Quantity(label, mean(of), elsewhere))
+            rows.append(of_seeds(label, of.values(), source=seen))
+        betas = list(values)
         changes = [
-            difference(values[b], values[a]) if sign > 0 else difference(values[a], values[b])
+            of_seeds(
+                "",
+                difference(values[b], values[a]) if sign > 0 else difference(values[a], values[b]),
+            )
             for a, b in zip(betas[:-1], betas[1:], strict=True)
         ]
         if changes:
-            smallest = min(changes, key=lambda change: change.mean)
-            steps.append(Quantity(f"{name} {how}: its smallest step", smallest, "", 0))
-    return found + steps
+            smallest = min(changes, key=lambda change: change.measured)
+            steps.append(
+                of_seeds(
+                    f"{name} {how}: its smallest step",
+                    smallest.values,
+                    0,
+                    relation=">=",
+                    source="Higgins et al. 2017; Alemi et al. 2018, section 2",
+                )
+            )
+    return rows + steps
+
+
+def figure(found: Found):
+    """The rate–distortion plane, as in figure 1 of Alemi et al. 2018; active units over β."""
+    sheet, (plane, units) = canvas.new_figure(1, 2, 6.8, 2.8)
+    rate, distortion, active = (_of(found, metric) for metric in METRICS)
+    betas = _betas(found)
+    for beta, color in zip(betas, style.viridis(len(betas)), strict=True):
+        plane.plot(
+            list(rate[beta].values()),
+            list(distortion[beta].values()),
+            "o",
+            color=color,
+            label=f"β = {beta:g}",
+        )
+        units.plot([beta] * len(active[beta]), list(active[beta].values()), "o", color=color)
+    plane.set_xlabel("rate, nats")
+    plane.set_ylabel("distortion, nats")
+    plane.legend()
+    units.set_xscale("log", base=2)
+    units.set_xlabel("β")
+    units.set_ylabel("active units")
+    return sheet

@@ -7,37 +7,72 @@ with 40 and 38 for IWAE. DReG (Tucker et al. 2019) estimates the same bound's gr
 noise: its model must be at least as good as IWAE's.
 """
 
-from experiments.report.results import Results
-from experiments.studies.quantity import Quantity, by_seed, difference, mean
+from experiments.report import canvas, style
+from experiments.studies.cases import Found
+from experiments.studies.quantity import Quantity, by_seed, difference, of_seeds
 
-CONFIG = "configs/studies/bounds.py"
+ID = "B1"
+CONFIGS = {"quick": "configs/studies/bounds.py", "full": "configs/studies/bounds.py"}
+ROWS = {
+    "VAE": ("elbo", "reparameterization"),
+    "IWAE-5": ("iwae", "reparameterization"),
+    "IWAE-5 by DReG": ("iwae", "dreg"),
+}
+_TABLE = "Burda et al. 2016, table 1"
+_PROGRAM = "an independent program, two thirds of what it saw"
 
 
-def measure(results: Results) -> list[Quantity]:
-    """Test nll by 500 importance samples, and active units, of each and between them."""
-
-    def of(metric, name, estimator):
-        return by_seed(results, metric, objective__name=name, objective__estimator=estimator)
-
-    rows = {
-        "VAE": ("elbo", "reparameterization"),
-        "IWAE-5": ("iwae", "reparameterization"),
-        "IWAE-5 by DReG": ("iwae", "dreg"),
+def _of(found: Found, metric: str) -> dict[str, dict[int, float]]:
+    return {
+        label: by_seed(found.results, metric, objective__name=name, objective__estimator=estimator)
+        for label, (name, estimator) in ROWS.items()
     }
-    nll, units = (
-        {name: of(metric, *row) for name, row in rows.items()}
-        for metric in ("test/nll", "test/active_units")
-    )
+
+
+def measure(found: Found) -> list[Quantity]:
+    """Test nll by 500 importance samples, and active units, of each and between them."""
+    nll, units = _of(found, "test/nll"), _of(found, "test/active_units")
     elsewhere = {"VAE": ("100.8", "23"), "IWAE-5": ("98.9", "39")}
-    found = []
-    for name in rows:
+    rows = []
+    for name in ROWS:
         nats, active = elsewhere.get(name, ("", ""))
-        found.append(Quantity(f"nll of {name}, nats", mean(nll[name]), nats))
-        found.append(Quantity(f"active units of {name}", mean(units[name]), active))
-    vae, iwae, dreg = rows
+        rows.append(of_seeds(f"nll of {name}, nats", nll[name].values(), source=_seen(nats)))
+        active = _seen(active)
+        rows.append(of_seeds(f"active units of {name}", units[name].values(), source=active))
+    vae, iwae, dreg = ROWS
+
+    def asked(name, values, least, source):
+        return of_seeds(name, values, least, relation=">=", source=source)
+
+    better, more = difference(nll[vae], nll[iwae]), difference(units[iwae], units[vae])
     return [
-        *found,
-        Quantity("nll, VAE − IWAE-5, nats", difference(nll[vae], nll[iwae]), "1.9", 1.3),
-        Quantity("active units, IWAE-5 − VAE", difference(units[iwae], units[vae]), "16", 10),
-        Quantity("nll, IWAE-5 − IWAE-5 by DReG, nats", difference(nll[iwae], nll[dreg]), "", 0),
+        *rows,
+        asked("nll, VAE − IWAE-5, nats: the sign", better, 0, _TABLE),
+        asked("nll, VAE − IWAE-5, nats", better, 1.3, _PROGRAM),
+        asked("active units, IWAE-5 − VAE: the sign", more, 0, _TABLE),
+        asked("active units, IWAE-5 − VAE", more, 10, _PROGRAM),
+        asked(
+            "nll, IWAE-5 − IWAE-5 by DReG, nats",
+            difference(nll[iwae], nll[dreg]),
+            0,
+            "Tucker et al. 2019, section 6",
+        ),
     ]
+
+
+def _seen(number: str) -> str:
+    return f"an independent program: {number}" if number else ""
+
+
+def figure(found: Found):
+    """Nll and active units of each, a point for each seed."""
+    sheet, panels = canvas.new_figure(1, 2, 6.4, 2.6)
+    titles = {"test/nll": "test nll, nats (K = 500)", "test/active_units": "active units"}
+    for panel, (metric, title) in zip(panels, titles.items(), strict=True):
+        for place, (label, values) in enumerate(_of(found, metric).items()):
+            color = style.PETROFF[place]
+            panel.plot([place] * len(values), list(values.values()), "o", color=color, label=label)
+        panel.set_xticks(range(len(ROWS)), ["VAE", "IWAE-5", "DReG"])
+        panel.set_xlim(-0.6, len(ROWS) - 0.4)
+        panel.set_title(title)
+    return sheet

@@ -251,4 +251,20 @@ def get_config() -> ml_collections.ConfigDict:
     # Training examples for train_eval/*. Whole number >= 1; null: as many as the test split has.
     evaluation.train_limit = config_dict.placeholder(int)
 
+    config.probe = probe = ml_collections.ConfigDict()
+    # Instruments of gradient flow that look at the run as it trains, joined by +: terms (gradients
+    # by term of the loss, and the angles between them). none; all: those that the model and the
+    # objective admit. What they read is in metrics.jsonl and the report; training stays the same to
+    # the bit.
+    probe.instruments = "none"
+    # Training steps between two looks, the first of which is before training. Whole number >= 1;
+    # null: a fifth of the training.
+    probe.every = config_dict.placeholder(int)
+    # Training examples that they look at, always the same. Whole number >= 2; null: a batch.
+    probe.examples = config_dict.placeholder(int)
+    # Draws of the gradient, for its noise. Whole number >= 2.
+    probe.draws = 8
+    # Layers to write down, joined by +, such as encoder/layer_0+decoder/output; null: all.
+    probe.layers = config_dict.placeholder(str)
+
     return config.lock()

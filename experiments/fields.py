@@ -237,7 +237,16 @@ FIELDS: dict[str, Field] = {
     "eval.samples": Field(int, at_least=1),
     "eval.iw_samples": Field(int, at_least=0),
     "eval.train_limit": Field(int, at_least=1, null="as many as the test split has"),
+    # Probe
+    "probe.instruments": Field(str),
+    "probe.every": Field(int, at_least=1, null="a fifth of the training"),
+    "probe.examples": Field(int, at_least=2, null="a batch"),
+    "probe.draws": Field(int, at_least=2),
+    "probe.layers": Field(str, null="all"),
 }
+
+# What probe.instruments joins by +; `none` and `all` stand alone.
+INSTRUMENTS = ("terms",)
 
 SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(n.split(".")[0] for n in FIELDS if "." in n))
 

@@ -12,6 +12,7 @@ import numpy as np
 from vae import data, gallery, objectives, train
 from vae.hparams import HParams, stack
 from vae.likelihoods import LIKELIHOODS
+from vae.model import Params
 from vae.nets import NETS
 from vae.posteriors import POSTERIORS
 from vae.spec import ModelSpec, Spec
@@ -69,7 +70,12 @@ def _bytes(tree: object) -> int:
 
 def num_params(spec: Spec) -> int:
     """Parameters of one run."""
-    return sum(leaf.size for leaf in jax.tree.leaves(_shapes(spec).params))
+    return sum(leaf.size for leaf in jax.tree.leaves(parameters(spec)))
+
+
+def parameters(spec: Spec) -> Params:
+    """The shapes of the parameters of one run."""
+    return _shapes(spec).params
 
 
 def values_per_example(spec: ModelSpec) -> tuple[int, int]:

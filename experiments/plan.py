@@ -20,6 +20,7 @@ from experiments.fields import FIELDS, show
 from vae import data, validity
 from vae.errors import UserError
 from vae.evaluate import IW_CHUNK
+from vae.gradients import probe
 from vae.hparams import HParams, stack
 from vae.likelihoods import LIKELIHOODS
 from vae.nets import NETS
@@ -56,6 +57,21 @@ class EvalPlan:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProbePlan:
+    """What is looked at, and when; see `probe.*` in configs/default.py.
+
+    Attributes:
+      instruments: of `vae.gradients.probe.INSTRUMENTS`; () for none.
+      layers: the layers to write down; () for all.
+    """
+
+    instruments: tuple[str, ...]
+    every: int
+    settings: probe.Settings
+    layers: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class PopulationPlan:
     """Runs that train as one program.
 
@@ -71,6 +87,7 @@ class PopulationPlan:
     dataset: data.Dataset
     num_steps: int
     evaluation: EvalPlan
+    probe: ProbePlan
     pack: str
     num_params: int
     estimate: memory.Estimate
@@ -167,6 +184,7 @@ def _pack_group(
     dataset = _dataset(flat, datasets)
     spec, num_steps = spec_of(flat, dataset), steps_of(flat, dataset)
     evaluation = _eval_plan(flat, dataset, num_steps)
+    probes = _probe_plan(flat, spec, dataset, num_steps)
     num_params = memory.num_params(spec)
     if pack == "auto":
         heavy = NETS[spec.model.net].images or num_params >= MAP_FROM_PARAMS
@@ -205,6 +223,7 @@ def _pack_group(
                 dataset=dataset,
                 num_steps=num_steps,
                 evaluation=evaluation,
+                probe=probes,
                 pack=pack,
                 num_params=num_params,
                 estimate=estimate(len(part)),
@@ -298,6 +317,27 @@ def _eval_plan(flat: Mapping[str, Any], dataset: data.Dataset, num_steps: int) -
         iw_samples=0 if flat["model.posterior"] == "point" else flat["eval.iw_samples"],
         train_limit=min(limit, dataset.num_train),
     )
+
+
+def _probe_plan(
+    flat: Mapping[str, Any], spec: Spec, dataset: data.Dataset, num_steps: int
+) -> ProbePlan:
+    """Raises UserError where an instrument, a number of examples or a layer makes no sense."""
+    names = rules.instruments(flat["probe.instruments"])
+    if flat["probe.instruments"] == "all":
+        names = probe.fitting(spec)
+    probe.check(spec, names)
+    count = flat["probe.examples"] or spec.batch_size
+    if names and count > dataset.num_train:
+        raise UserError(
+            f"probe.examples: {count} is more than the {dataset.num_train} training examples of "
+            f"{dataset.name}. Make it smaller."
+        )
+    layers = tuple(part.strip() for part in (flat["probe.layers"] or "").split("+") if part.strip())
+    if layers:
+        probe.check_layers(memory.parameters(spec), layers)
+    every = flat["probe.every"] or max(1, num_steps // 5)
+    return ProbePlan(names, every, probe.Settings(count, flat["probe.draws"]), layers)
 
 
 def _hparams(flat: Mapping[str, Any], num_steps: int) -> HParams:

@@ -6,6 +6,7 @@
 """
 
 import functools
+import operator
 import pathlib
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ from experiments.workdir import Workdir
 from vae import checkpoint, data, divergence, gallery, layers, train, writers
 from vae.data import Examples
 from vae.evaluate import SPLITS
+from vae.gradients import probe
 
 # A dispatch lasts about this long, so that progress is seen and Ctrl-C is heard. Its length changes
 # no number: a reading is a running mean over whatever dispatches it took.
@@ -95,14 +97,19 @@ class Trainer:
         population = self._begin()
         last_saved = time.monotonic()
         step = int(population.step)
+        self._probe(population)
         self._progress(step, self._score())
         while step < self._plan.num_steps:
             reading = min(
                 (step // self._plan.evaluation.every + 1) * self._plan.evaluation.every,
                 self._plan.num_steps,
             )
+            for target in self._looks(step, reading):
+                population = self._advance(population, target, started)
+                self._probe(population)
             population = self._advance(population, reading - 1, started)
             population = self._read(population)
+            self._probe(population)
             self.first_step = self.first_step or time.monotonic()
             step = reading
             self._progress(step, self._score())
@@ -189,6 +196,37 @@ class Trainer:
             self._tensorboard.write(plan.runs[i].run_id, record)
         return train.reset_interval(population)
 
+    def _looks(self, step: int, reading: int) -> list[int]:
+        """The steps before a reading at which instruments look."""
+        probes = self._plan.probe
+        if not probes.instruments:
+            return []
+        first = (step // probes.every + 1) * probes.every
+        return list(range(first, reading, probes.every))
+
+    def _probe(self, population: train.Population) -> None:
+        """Looks at the population with the instruments, where that is due and not yet done."""
+        plan, step = self._plan, int(population.step)
+        if not plan.probe.instruments or step % plan.probe.every and step != plan.num_steps:
+            return
+        if any(r["step"] == step and _LOOKED in r for records in self._records for r in records):
+            return
+        program = self._programs.get("probe", plan)
+        seen = program(population.states, self._examples.training())
+        seen, diverged = jax.device_get((seen, population.states.diverged))
+        for i, records in enumerate(self._records):
+            if diverged[i]:
+                continue
+            found = probe.record(
+                population.states.params,
+                jax.tree.map(operator.itemgetter(i), seen),
+                plan.probe.layers,
+            )
+            if not records or records[-1]["step"] != step:
+                records.append({"step": step})
+            records[-1] |= {_LOOKED: True} | found
+            self._tensorboard.write(plan.runs[i].run_id, {"step": step} | found)
+
     def _evaluate(self, split: str, population: train.Population) -> dict[str, jax.Array]:
         program = self._programs.get(f"evaluate_{split}", self._plan)
         return program(population, self._evaluation(split), jnp.int32(SPLITS[split]))
@@ -203,7 +241,8 @@ class Trainer:
 
         Of runs that have none, autoencoders, the mean test distortion.
         """
-        last = [records[-1] for records in self._records if records]
+        read = [[r for r in records if "test/distortion" in r] for records in self._records]
+        last = [records[-1] for records in read if records]
         newest = max((record["step"] for record in last), default=0)
         for name in ("elbo", "distortion"):
             values = [record[f"test/{name}"] for record in last if record["step"] == newest]
@@ -286,6 +325,8 @@ class Trainer:
         return row | {f"diverged/{name}": value for name, value in cause._asdict().items()}
 
 
+# In a record: that instruments have looked, even if all they saw were no numbers.
+_LOOKED = "probe/looked"
 _SCALARS = ("elbo", "rate", "distortion", "active_units", "bpd")
 
 

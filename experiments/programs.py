@@ -26,6 +26,7 @@ from experiments.plan import PopulationPlan
 from vae import evaluate, gallery, layers, model, train
 from vae.data import Examples
 from vae.data.cache import cache_dir
+from vae.gradients import probe
 from vae.model import Params
 
 Program = Callable[..., Any]
@@ -131,6 +132,8 @@ class Programs:
         """Starts compiling what a population needs, in the order of use."""
         for name in ("init", "chunk", "changes", "evaluate_test", "evaluate_train"):
             self._submit(name, plan)
+        for name in ("probe",) if plan.probe.instruments else ():
+            self._submit(name, plan)
         for name in ("iw_bounds",) if plan.evaluation.iw_samples else ():
             self._submit(name, plan)
         self._submit("gallery", plan)
@@ -193,6 +196,10 @@ def _signature(name: str, plan: PopulationPlan) -> tuple[Any, tuple[Any, ...], i
     if name == "chunk":
         examples = Examples(_shape(dataset.train), dataset.transform)
         return train.train_chunk, (spec, plan.pack, population, examples, step), MUCH
+    if name == "probe":
+        examples = Examples(_shape(dataset.train), dataset.transform)
+        static = (spec, plan.pack, plan.probe.instruments, plan.probe.settings)
+        return probe.read, (*static, population.states, examples), LITTLE
     if name == "changes":
         params = population.states.params
         return _layer_changes, (params, params), LITTLE

@@ -106,12 +106,31 @@ def check(flat: Mapping[str, Any]) -> None:
             "objective.free_bits to 0, or objective.name to elbo and objective.estimator to "
             "reparameterization or stl."
         )
+    instruments(flat["probe.instruments"])
     level = flat["objective.corruption_level"]
     if flat["objective.corruption"] == "mask" and level > 1:
         raise UserError(
             f"objective.corruption_level: {level} is the share of the values that mask sets to 0, "
             "at most 1. Make it smaller, or set objective.corruption to gaussian."
         )
+
+
+def instruments(text: str) -> tuple[str, ...]:
+    """The names in probe.instruments; () for none, all there are for all.
+
+    Raises:
+      UserError: one that is none.
+    """
+    if text in ("none", "all"):
+        return () if text == "none" else fields.INSTRUMENTS
+    names = tuple(name.strip() for name in text.split("+"))
+    for name in names:
+        if name not in fields.INSTRUMENTS:
+            raise UserError(
+                f"probe.instruments: there is no instrument {name}. Write none, all, or names "
+                f"joined by +, of {', '.join(fields.INSTRUMENTS)}."
+            )
+    return names
 
 
 def warn_of_length(flats: list[Mapping[str, Any]], num_steps: list[int]) -> None:

@@ -34,10 +34,23 @@ def layer_norms(tree: dict[str, Any]) -> jax.Array:
       tree: parameters, or anything of their structure: gradients, updates.
     """
     norms = []
-    for name in layer_names(tree):
-        part, layer = name.split("/")
-        leaves = jax.tree.leaves(tree[part][layer])
+    for leaves in _leaves(tree):
         # Row by row: XLA's CPU backend leaves a sum over all axes at once to one core.
         rows = [jnp.linalg.norm(jnp.atleast_1d(leaf), axis=-1) for leaf in leaves]
         norms.append(jnp.sqrt(sum(jnp.sum(jnp.square(row)) for row in rows)))
     return jnp.stack(norms)
+
+
+def layer_dots(one: dict[str, Any], other: dict[str, Any]) -> jax.Array:
+    """Inner product of each layer's leaves in two trees like the parameters, [layers]."""
+    dots = [
+        sum(jnp.sum(a * b) for a, b in zip(first, second, strict=True))
+        for first, second in zip(_leaves(one), _leaves(other), strict=True)
+    ]
+    return jnp.stack(dots)
+
+
+def _leaves(tree: dict[str, Any]) -> list[list[jax.Array]]:
+    """The leaves of each layer, in the order of `layer_names`."""
+    names = [name.split("/") for name in layer_names(tree)]
+    return [jax.tree.leaves(tree[part][layer]) for part, layer in names]

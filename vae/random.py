@@ -17,6 +17,7 @@ ORDER = 2**32 - 2
 EVALUATE = 2**32 - 3
 GALLERY = 2**32 - 4
 ENCODER = 2**32 - 5
+PROBE = 2**32 - 6
 
 # Two half-rounds each. Two rounds of random functions make a strong pseudo-random permutation of
 # large sets (Luby and Rackoff 1988), but four are not enough for sets of five examples: their

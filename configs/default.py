@@ -47,8 +47,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = model = ml_collections.ConfigDict()
     # mlp; conv (strided convolutions, for H × W × C images, depth >= 1).
     model.net = "mlp"
-    # Dimensions of z. Whole number >= 1.
-    model.latent_dim = 8
+    # Dimensions of z, >= 1: one number, or, of the posteriors hierarchical and ladder, one per
+    # stochastic layer from the one that the decoder reads up, e.g. [64, 32, 16].
+    model.latent_dim = config_dict.FieldReference(8, field_type=object)
     # Hidden layers of the encoder, and of the decoder. Whole number >= 0; 0 is a linear model.
     model.depth = 2
     # Units (conv: channels) of a hidden layer, >= 1: one number for all layers, or one per layer in
@@ -80,11 +81,15 @@ def get_config() -> ml_collections.ConfigDict:
     # The decoder's initial output bias: zero; data_mean (its first output is the mean image).
     model.output_bias = "zero"
     # q(z|x): gaussian (diagonal); full (covariance); low_rank (diagonal + factors); iaf (inverse
-    # autoregressive flow), coupling (flow); point (no distribution: objectives autoencoder and
-    # mmd); categorical (Gumbel-softmax); vq (codebook: objective vq).
+    # autoregressive flow), coupling (flow); of several stochastic layers, with prior hierarchical:
+    # hierarchical (from the bottom up, Burda et al. 2016), ladder (from the top down, joined with
+    # the prior, Sønderby et al. 2016); point (no distribution: objectives autoencoder and mmd);
+    # categorical (Gumbel-softmax); vq (codebook: objective vq).
     model.posterior = "gaussian"
-    # What the encoder's scale head outputs: logvar (log σ²); softplus (σ = softplus of it); floored
-    # (log σ² below the point where the KL of each dimension is at least model.rate_floor: δ-VAE).
+    # What a scale head outputs, of the encoder and of the networks between stochastic layers: logvar
+    # (log σ²); softplus (σ = softplus of it); softplus_ln2 (softplus of sharpness ln 2: 1 at 0);
+    # soft_clamp (log σ = 5 tanh of a fifth of it); floored (log σ² below the point where the KL of
+    # each dimension is at least model.rate_floor: δ-VAE).
     model.posterior_scale = "logvar"
     # N. floored: nats per dimension. In (0, 1e4].
     model.rate_floor = 0.1
@@ -103,7 +108,8 @@ def get_config() -> ml_collections.ConfigDict:
     # N. categorical: steps in which the temperature falls by a factor e. > 0.
     model.temperature_steps = 1000.0
     # p(z): standard (N(0, I); uniform for discrete latents); mixture (learned Gaussians); vamp
-    # (posteriors at learned pseudo-inputs, Tomczak and Welling 2018); flow (coupling flow).
+    # (posteriors at learned pseudo-inputs, Tomczak and Welling 2018); flow (coupling flow);
+    # hierarchical (each stochastic layer given the one above, the top N(0, I)).
     model.prior = "standard"
     # mixture, vamp: number of components, for vamp at most the training examples. >= 1.
     model.prior_components = 50
@@ -111,6 +117,10 @@ def get_config() -> ml_collections.ConfigDict:
     model.flow_layers = 4
     # Hidden units of each, for iaf at least latent_dim. Whole number >= 1.
     model.flow_width = 64
+    # Hidden layers of each network between two stochastic layers. Whole number >= 0; 0 is linear.
+    model.stochastic_depth = 2
+    # Units of each, >= 1: one number, or one per pair of neighbouring layers from the bottom up.
+    model.stochastic_width = config_dict.FieldReference(64, field_type=object)
 
     config.objective = objective = ml_collections.ConfigDict()
     # What is minimised, in nats per example. Bounds of several samples: iwae; miwae, piwae (groups
@@ -212,14 +222,16 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.discriminator_lr_factor = 1.0
     # N. What b1 is for a discriminator. In [0, 1).
     optimizer.discriminator_b1 = 0.5
-    # Of the learning rate: constant, cosine, step, exponential, plateau.
+    # Of the learning rate: constant, cosine, step, stages (eight, each three times as long as the one
+    # before, Burda et al. 2016), exponential, plateau.
     optimizer.schedule = "constant"
     # N. Training steps of linear warm-up, which multiplies any schedule. >= 0; 0: none.
     optimizer.warmup_steps = 0.0
-    # N. Steps: length of cosine, interval of step, scale of exponential. > 0; null: all steps.
+    # N. Steps: length of cosine and of all stages, interval of step, scale of exponential. > 0; null:
+    # all steps.
     optimizer.decay_steps = config_dict.placeholder(float)
-    # N. In [0, 1]. cosine: final fraction; step: factor per interval; exponential: factor per
-    # decay_steps.
+    # N. In [0, 1]. cosine: final fraction; step: factor per interval; stages: factor of the last one;
+    # exponential: factor per decay_steps.
     optimizer.decay_rate = 0.1
     # plateau: factor on the learning rate when the training loss stops falling. In (0, 1).
     optimizer.plateau_factor = 0.5
@@ -254,7 +266,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.probe = probe = ml_collections.ConfigDict()
     # Instruments of gradient flow that look at the run as it trains, joined by +: terms (gradients
     # by term of the loss, and the angles between them). none; all: those that the model and the
-    # objective admit. What they read is in metrics.jsonl and the report; training stays the same to
+    # objective admit. What they read is in probe.jsonl and the report; training stays the same to
     # the bit.
     probe.instruments = "none"
     # Training steps between two looks, the first of which is before training. Whole number >= 1;

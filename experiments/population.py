@@ -81,6 +81,7 @@ class Trainer:
         self._checkpoint_seconds = checkpoint_seconds
         self._folder = workdir.checkpoints(plan.id)
         self._records: list[list[dict[str, Any]]] = [[] for _ in plan.runs]
+        self._looked: list[list[dict[str, Any]]] = [[] for _ in plan.runs]
         self._seconds = 0.0
         self._saved_step = -1
         self._steps_per_dispatch = 1
@@ -134,20 +135,30 @@ class Trainer:
         step, (population, seconds) = restored
         self._saved_step = step
         self._seconds = float(seconds)
-        for records, run in zip(self._records, plan.runs, strict=True):
-            file = self._workdir.run(run.run_id) / "metrics.jsonl"
-            records += [r for r in writers.read_jsonl(file) if r["step"] <= step]
+        for name, kept in self._files():
+            for records, run in zip(kept, plan.runs, strict=True):
+                file = self._workdir.run(run.run_id) / name
+                records += [r for r in writers.read_jsonl(file) if r["step"] <= step]
         return jax.tree.map(jnp.asarray, population)
 
     def _save(self, population: train.Population, started: float) -> None:
         """The readings first: a checkpoint never knows of steps whose readings are not on disk."""
-        for records, run in zip(self._records, self._plan.runs, strict=True):
-            writers.write_jsonl(self._workdir.run(run.run_id) / "metrics.jsonl", records)
+        for i, run in enumerate(self._plan.runs):
+            self._write_records(i, self._workdir.run(run.run_id))
         step = int(population.step)
         if step != self._saved_step:
             seconds = np.float64(self._seconds + time.monotonic() - started)
             checkpoint.save(self._folder, step, (population, seconds))
             self._saved_step = step
+
+    def _files(self) -> list[tuple[str, list[list[dict[str, Any]]]]]:
+        """The files of a run that grow in training, and their records of each run."""
+        looked = [("probe.jsonl", self._looked)] if self._plan.probe.instruments else []
+        return [("metrics.jsonl", self._records), *looked]
+
+    def _write_records(self, i: int, folder: pathlib.Path) -> None:
+        for name, kept in self._files():
+            writers.write_jsonl(folder / name, kept[i])
 
     def _advance(
         self, population: train.Population, target: int, started: float
@@ -209,12 +220,12 @@ class Trainer:
         plan, step = self._plan, int(population.step)
         if not plan.probe.instruments or step % plan.probe.every and step != plan.num_steps:
             return
-        if any(r["step"] == step and _LOOKED in r for records in self._records for r in records):
+        if any(records and records[-1]["step"] == step for records in self._looked):
             return
         program = self._programs.get("probe", plan)
         seen = program(population.states, self._examples.training())
         seen, diverged = jax.device_get((seen, population.states.diverged))
-        for i, records in enumerate(self._records):
+        for i, records in enumerate(self._looked):
             if diverged[i]:
                 continue
             found = probe.record(
@@ -222,10 +233,8 @@ class Trainer:
                 jax.tree.map(operator.itemgetter(i), seen),
                 plan.probe.layers,
             )
-            if not records or records[-1]["step"] != step:
-                records.append({"step": step})
-            records[-1] |= {_LOOKED: True} | found
-            self._tensorboard.write(plan.runs[i].run_id, {"step": step} | found)
+            records.append({"step": step} | found)
+            self._tensorboard.write(plan.runs[i].run_id, records[-1])
 
     def _evaluate(self, split: str, population: train.Population) -> dict[str, jax.Array]:
         program = self._programs.get(f"evaluate_{split}", self._plan)
@@ -241,8 +250,7 @@ class Trainer:
 
         Of runs that have none, autoencoders, the mean test distortion.
         """
-        read = [[r for r in records if "test/distortion" in r] for records in self._records]
-        last = [records[-1] for records in read if records]
+        last = [records[-1] for records in self._records if records]
         newest = max((record["step"] for record in last), default=0)
         for name in ("elbo", "distortion"):
             values = [record[f"test/{name}"] for record in last if record["step"] == newest]
@@ -269,7 +277,7 @@ class Trainer:
             state, kl = jax.tree.map(lambda a: a[i], (states, test["kl_per_dim"]))
             folder = self._workdir.run(plan.runs[i].run_id)
             writers.write_json(folder / "config.json", plan.runs[i].config)
-            writers.write_jsonl(folder / "metrics.jsonl", self._records[i])
+            self._write_records(i, folder)
             pictures_of_run = {name: array[i] for name, array in pictures.items()}
             write_gallery(folder, plan.dataset, pictures_of_run, kl)
             checkpoint.save_tree(
@@ -325,8 +333,6 @@ class Trainer:
         return row | {f"diverged/{name}": value for name, value in cause._asdict().items()}
 
 
-# In a record: that instruments have looked, even if all they saw were no numbers.
-_LOOKED = "probe/looked"
 _SCALARS = ("elbo", "rate", "distortion", "active_units", "bpd")
 
 

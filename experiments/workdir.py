@@ -1,7 +1,7 @@
 """The results folder: who may write to it, what has been asked of it, and what is done.
 
 config.json  sweep.json  populations.json  environment.json  results.csv
-runs/<run_id>/config.json, metrics.jsonl, gallery.npz, params/, result.json (written last)
+runs/<run_id>/config.json, metrics.jsonl, probe.jsonl, gallery.npz, params/, result.json (last)
 populations/<id>/checkpoints/
 tensorboard/<run_id>/
 """

@@ -108,9 +108,9 @@ def rows(workdir):
         return {row["run_id"]: row for row in csv.DictReader(file)}
 
 
-def readings(workdir, run_id):
-    """metrics.jsonl of a run."""
-    file = workdir / "runs" / run_id / "metrics.jsonl"
+def readings(workdir, run_id, name="metrics.jsonl"):
+    """The records of a run's file."""
+    file = workdir / "runs" / run_id / name
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 

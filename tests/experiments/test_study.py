@@ -34,7 +34,7 @@ def study(*flags):
 def test_list():
     done = study("--list")
     assert done.returncode == 0
-    assert [line.split()[0] for line in done.stdout.splitlines()] == list(STUDIES)
+    assert [line.split()[1] for line in done.stdout.splitlines()] == list(STUDIES)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,10 @@ def test_a_study_and_its_page_and_again(tmp_path):
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "x.md").read_text()
     assert "18 of 18 runs finished" in text and "| beta | rate falls: its smallest step |" in text
-    assert (tmp_path / "studies" / "beta" / "report.html").is_file()
-    assert "verdict" in done.stdout
+    folder = tmp_path / "studies"
+    for name in ("studies.csv", "study.html", "beta/report.html", "beta/figures/beta.png"):
+        assert (folder / name).is_file(), name
+    assert "verdict" in done.stdout and str(folder / "study.html") in done.stdout
 
     (tmp_path / "x.md").unlink()
     again = study(*flags, *LITTLE)

@@ -1,5 +1,6 @@
-"""What studies measure, of results folders whose numbers are made up."""
+"""What studies of trained runs measure, of results folders whose numbers are made up; the pages."""
 
+import csv
 import math
 import pathlib
 import re
@@ -9,19 +10,20 @@ import pytest
 from experiments import config as configs
 from experiments import plan as plans
 from experiments import sweep
-from experiments.report.aggregate import Estimate
 from experiments.report.results import read_results
-from experiments.studies import STUDIES, page
-from experiments.studies.quantity import Quantity, difference
+from experiments.studies import BUDGETS, STUDIES, cases, verdicts, writing
+from experiments.studies.cases import Found
+from experiments.studies.quantity import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
 from experiments.workdir import Workdir
 from vae import writers
 
 ROOT = pathlib.Path(__file__).parents[3]
+MADE = {"cores": 2, "cpu": "a processor", "versions": {"python": "3.1", "jax": "0.1"}}
 
 
 def folder_of(path, study, result):
     """A folder of the study's runs, of which each has the row `result(its flat config)`."""
-    base, runs = configs.from_args(str(ROOT / STUDIES[study].CONFIG), [], [])
+    base, runs = configs.from_args(str(ROOT / STUDIES[study].CONFIGS["quick"]), [], [])
     made = []
     for overrides in runs:
         config = configs.resolve(base, overrides)
@@ -29,7 +31,7 @@ def folder_of(path, study, result):
     workdir = Workdir(path)
     axes = sweep.axes(runs)
     workdir.claim(base, axes, made)
-    workdir.write_environment({"cores": 2, "cpu": "a processor", "versions": {"jax": "0.1"}})
+    workdir.write_environment(MADE)
     for run in made:
         if (row := result(run.flat)) is not None:
             fixed = {"run_id": run.run_id, "status": "ok", "wall_s": 2.0, "test/nll_samples": 500}
@@ -39,8 +41,12 @@ def folder_of(path, study, result):
     return path
 
 
+def found_in(folder):
+    return Found("quick", read_results(folder))
+
+
 def measured(folder, study):
-    return {q.name: q for q in STUDIES[study].measure(read_results(folder))}
+    return {q.name: q for q in STUDIES[study].measure(found_in(folder))}
 
 
 def of_bounds(flat):
@@ -52,12 +58,13 @@ def of_bounds(flat):
 
 def test_bounds_are_compared_seed_by_seed(tmp_path):
     found = measured(folder_of(tmp_path, "bounds", of_bounds), "bounds")
-    assert found["nll of VAE, nats"].seen == Estimate(102.5, pytest.approx(math.sqrt(0.5)), 5)
-    assert found["nll, VAE − IWAE-5, nats"].seen == Estimate(1.5, 0.0, 5)
-    assert found["active units, IWAE-5 − VAE"].seen.mean == 12
-    assert found["nll, IWAE-5 − IWAE-5 by DReG, nats"].seen.mean == 0.25
-    asked = {name: q.verdict for name, q in found.items() if q.at_least is not None}
-    assert set(asked.values()) == {"met"} and len(asked) == 3
+    vae = found["nll of VAE, nats"]
+    assert (vae.measured, vae.error, vae.seeds) == (102.5, pytest.approx(math.sqrt(0.5)), 5)
+    better = found["nll, VAE − IWAE-5, nats"]
+    assert (better.measured, better.error, better.verdict) == (1.5, 0.0, REPRODUCED)
+    assert found["active units, IWAE-5 − VAE"].measured == 12
+    assert found["nll, IWAE-5 − IWAE-5 by DReG, nats"].measured == 0.25
+    assert {q.verdict for q in found.values() if q.asked} == {REPRODUCED}
 
 
 def of_beta(flat):
@@ -67,12 +74,12 @@ def of_beta(flat):
 
 def test_the_smallest_step_tells_whether_a_curve_is_monotone(tmp_path):
     found = measured(folder_of(tmp_path, "beta", of_beta), "beta")
-    assert found["rate at β = 4, nats"].seen.mean == 2.5
+    assert found["rate at β = 4, nats"].measured == 2.5
     rate = found["rate falls: its smallest step"]
-    assert rate.seen.mean == pytest.approx(10 / 4 - 10 / 8) and rate.verdict == "met"
+    assert rate.measured == pytest.approx(10 / 4 - 10 / 8) and rate.verdict == REPRODUCED
     distortion = found["distortion rises: its smallest step"]
-    assert distortion.seen.mean == pytest.approx(-1) and distortion.verdict == "not met"
-    assert found["active units falls, or stays: its smallest step"].verdict == "met"
+    assert distortion.measured == pytest.approx(-1) and distortion.verdict == NOT_REPRODUCED
+    assert found["active units falls, or stays: its smallest step"].verdict == REPRODUCED
 
 
 def of_priors(flat):
@@ -83,58 +90,80 @@ def of_priors(flat):
 def test_priors_are_reported_either_way(tmp_path):
     found = measured(folder_of(tmp_path, "priors", of_priors), "priors")
     vamp = found["nll, N(0, I) − VampPrior, nats"]
-    assert vamp.seen.mean == -1 and vamp.verdict == "not met"
-    assert found["ELBO, flow − N(0, I), nats"].seen.mean == 3
-    assert found["nll, N(0, I) − flow, nats"].verdict == "–"
+    assert vamp.measured == -1 and vamp.verdict == NOT_REPRODUCED
+    assert found["ELBO, flow − N(0, I), nats"].measured == 3
+    assert not found["nll, N(0, I) − flow, nats"].asked
 
 
-def test_an_unfinished_study_has_no_verdict(tmp_path):
+def test_an_unfinished_study_is_inconclusive(tmp_path):
     def only_the_vae(flat):
         return of_bounds(flat) if flat["objective.name"] == "elbo" else None
 
     found = measured(folder_of(tmp_path, "bounds", only_the_vae), "bounds")
-    assert found["nll of VAE, nats"].seen.n == 5
-    assert found["nll, VAE − IWAE-5, nats"].verdict == "–"
-    text = page.page({"bounds": tmp_path})
-    assert (
-        "5 of 15 runs finished" in text and "| bounds | nll, VAE − IWAE-5, nats | 0 | – |" in text
-    )
+    assert found["nll of VAE, nats"].seeds == 5
+    better = found["nll, VAE − IWAE-5, nats"]
+    assert better.verdict == INCONCLUSIVE and "5 of 5 seeds diverged or have no" in better.remark
 
 
-def test_differences_are_over_the_seeds_that_both_have():
-    seen = difference({0: 1.0, 1: 2.0, 2: 9.0}, {0: 0.5, 1: 0.5})
-    assert seen == Estimate(1.0, pytest.approx(0.5), 2)
+def test_a_diverged_run_is_in_the_verdict(tmp_path):
+    def one_diverges(flat):
+        row = of_bounds(flat)
+        bad = flat["seed"] == 3 and flat["objective.name"] == "elbo"
+        return {"status": "diverged"} if bad else row
+
+    folder = folder_of(tmp_path, "bounds", one_diverges)
+    better = measured(folder, "bounds")["nll, VAE − IWAE-5, nats"]
+    assert better.verdict == INCONCLUSIVE and better.remark.startswith("1 of 5 seeds diverged")
+    assert "1 diverged" in verdicts.effort(found_in(folder))
 
 
-@pytest.mark.parametrize(("mean", "verdict"), [(1.0, "met"), (0.99, "not met"), (math.nan, "–")])
-def test_verdict(mean, verdict):
-    assert Quantity("x", Estimate(mean, 0.1, 3), at_least=1.0).verdict == verdict
-    assert Quantity("x", Estimate(mean, 0.1, 3)).verdict == "–"
-
-
-def test_the_page(tmp_path):
+def test_the_tables_and_the_page(tmp_path):
     results = {"bounds": of_bounds, "beta": of_beta, "priors": of_priors}
-    folders = {name: folder_of(tmp_path / name, name, of) for name, of in results.items()}
-    text = page.page(folders)
-    assert "experiments.study --all --data_dir=DIR" in text
-    assert "| bounds | nll, VAE − IWAE-5, nats | 5 | 1.50 ± 0.00 | 1.9 | ≥ 1.3 | met |" in text
-    assert (
-        "| beta | distortion rises: its smallest step | 3 | -1.00 ± 0.00 |  | ≥ 0 | not met |"
-        in text
+    found = {n: found_in(folder_of(tmp_path / n, n, of)) for n, of in results.items()}
+    writing.write(found, tmp_path, MADE)
+    with open(tmp_path / "studies.csv", encoding="utf-8") as file:
+        rows = {(r["study"], r["quantity"]): r for r in csv.DictReader(file)}
+    row = rows["bounds", "nll, VAE − IWAE-5, nats"]
+    assert (row["expected"], row["measured"], row["relation"]) == ("1.3", "1.5", ">=")
+    assert (row["seeds"], row["verdict"], row["seconds"]) == ("5", "reproduced", "30.0")
+    row = rows["beta", "distortion rises: its smallest step"]
+    assert (row["verdict"], row["ci_low"], row["ci_high"]) == ("not reproduced", "-1.0", "-1.0")
+
+    page = (tmp_path / "study.html").read_text()
+    assert page.index("Verdicts") < page.index(">B1 bounds<")
+    assert 'class="verdict not-reproduced"' in page and "<script>" not in page
+    assert "2 cores of a processor; Python 3.1, JAX 0.1" in page
+
+    writing.write_page(tmp_path / "x.md", found, MADE, "python -m experiments.study --all")
+    text = (tmp_path / "x.md").read_text()
+    assert "Written by `python -m experiments.study --all`" in text
+    line = (
+        "| beta | distortion rises: its smallest step | ≥ 0 | −1 | [−1, −1] | 3 | not reproduced |"
     )
-    assert "15 of 15 runs finished, seeds 0, 1, 2, 3, 4, 0:00:30 of training" in text
-    assert "on 2 cores of a processor" in text
-    assert "| iwae, estimator = dreg | 5 |" in text.replace("objective = ", "")
-    for study in STUDIES.values():
-        assert " ".join(study.__doc__.split("\n\n")[0].split()) in text
+    assert line in text
+    assert "15 of 15 runs finished, 0:00:30" in text
+    for name in found:
+        assert " ".join(STUDIES[name].__doc__.split("\n\n")[0].split()) in text
     assert re.search(r"\| seconds a run \|\n.*\n\| standard .* 7 \|\n\| vamp .* 8 \|", text)
-    table = page.verdicts({"beta": folders["beta"]})
-    assert len(table.splitlines()) == 2 + 3 and "not met" in table
+    assert "not reproduced" in writing.terminal(found)
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_says_claim_paper_and_config(name):
     study = STUDIES[name]
-    assert any(year in study.__doc__.partition("\n")[0] for year in ("2016", "2017", "2018"))
-    assert (ROOT / study.CONFIG).is_file()
-    assert f"--name={name} " in (ROOT / study.CONFIG).read_text()
+    first = study.__doc__.partition("\n")[0]
+    assert re.search(r"\(.*(19|20)\d\d.*\)\.$", first) and len(first) <= 100, first
+    assert re.fullmatch(r"[ABCS]\d*\+?", study.ID)
+    assert hasattr(study, "CONFIGS") or hasattr(study, "cases")
+    for budget in BUDGETS:
+        if hasattr(study, "CONFIGS"):
+            text = (ROOT / study.CONFIGS[budget]).read_text()
+            assert f"--name={name} " in text
+        for arguments in cases.of_study(study, budget):
+            assert arguments == writers.plain(arguments)
+
+
+def test_names_and_order():
+    assert len({study.ID for study in STUDIES.values()}) == len(STUDIES)
+    for name, study in STUDIES.items():
+        assert study.__name__ == f"experiments.studies.{name}"

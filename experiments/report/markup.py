@@ -1,6 +1,7 @@
 """The few pieces of markup that every section is made of."""
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -36,3 +37,12 @@ def plot(anchor: str, figure: dict[str, Any]) -> str:
     """
     height = figure["layout"]["height"]
     return f'<div class="plot" data-figure="{escape(anchor)}" style="height:{height}px"></div>'
+
+
+def select(anchor: str, label: str, options: Sequence[tuple[str, str]], chosen: int) -> str:
+    """A control: pairs of a value and its text, of which the `chosen`-th is selected at first."""
+    items = "".join(
+        f'<option value="{escape(value)}"{" selected" * (i == chosen)}>{escape(text)}</option>'
+        for i, (value, text) in enumerate(options)
+    )
+    return f'<label for="{anchor}">{escape(label)} <select id="{anchor}">{items}</select></label>'

@@ -16,17 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments.report import aggregate, explorers, interactive, question, style, tables
+from experiments.report import aggregate, depth, explorers, interactive, question, style, tables
 from experiments.report.aggregate import Group
 from experiments.report.conditions import conditions
+from experiments.report.depth import thinned
 from experiments.report.gallery import gallery_section
-from experiments.report.markup import caption, escape, plot, section
+from experiments.report.markup import caption, escape, plot, section, select
 from experiments.report.reported import reported
-from experiments.report.results import Results, Run
-
-# Each run in the layer explorer carries three norms per layer and step; past this many the page is
-# too large to mail.
-MAX_LAYER_RUNS = 60
+from experiments.report.results import Results
 
 
 def page(results: Results) -> str:
@@ -45,7 +42,8 @@ def page(results: Results) -> str:
         ("ablations", "Ablation curves", _ablations(results, groups, figures)),
         ("rate-distortion", "Rate and distortion", _rate_distortion(results, figures)),
         ("training", "Training curves", _training(results, groups, figures)),
-        ("layers", "Gradients by layer", _layers(results, groups, figures)),
+        ("layers", "Gradients by layer", depth.layers_section(results, groups, figures)),
+        ("flow", "Gradient flow", depth.looks_section(results, groups, figures)),
         ("gallery", "What the models make", gallery_section(results, groups, figures)),
         ("diverged", "Diverged runs", tables.diverged(results)),
     ]
@@ -57,6 +55,7 @@ def page(results: Results) -> str:
         ],
     }
     name = results.workdir.resolve().name
+    sections = [row for row in sections if row[2]]
     body = "\n".join(
         section(anchor, f"{number}. {title}", content)
         for number, (anchor, title, content) in enumerate(sections, 1)
@@ -213,14 +212,14 @@ def _training(results: Results, groups: Sequence[Group], figures: dict[str, Any]
         options = [(str(i), axis.field) for i, axis in enumerate(results.swept)] + [
             ("all", "all groups")
         ]
-        controls.append(_select("training-vary", "Compare", options, start))
+        controls.append(select("training-vary", "Compare", options, start))
         for i, axis in enumerate(results.swept):
             middle = (len(axis.values) - 1) // 2
             choices = [(str(k), label) for k, label in enumerate(axis.labels())]
-            select = _select(f"training-fix-{i}", f"{axis.label} =", choices, middle)
-            controls.append(f'<span id="training-fix-box-{i}">{select}</span>')
+            fixed = select(f"training-fix-{i}", f"{axis.label} =", choices, middle)
+            controls.append(f'<span id="training-fix-box-{i}">{fixed}</span>')
     controls.append(
-        _select("training-scale", "Step axis", [("linear", "linear"), ("log", "logarithmic")], 0)
+        select("training-scale", "Step axis", [("linear", "linear"), ("log", "logarithmic")], 0)
     )
     reading = (
         f"<b>{_curves(results)} against the training step.</b> Solid: test set, mean over "
@@ -231,7 +230,7 @@ def _training(results: Results, groups: Sequence[Group], figures: dict[str, Any]
     if any(run.status == "diverged" for run in results.runs):
         reading += " Diverged runs are left out of a mean that has other members."
     reading += _without_rate(results, ".")
-    reading += _thinned(results.runs, explorers.training_points(results, groups))
+    reading += thinned(results.runs, explorers.training_points(results, groups))
     parts = [f'<div class="controls" id="training-controls">{"".join(controls)}</div>']
     parts.append(caption(_explorer("training"), reading))
     metrics = reported(results)
@@ -275,85 +274,6 @@ def _without_rate(results: Results, end: str) -> str:
     if count == len(finished):
         return " All runs are of autoencoders, which have neither rate nor ELBO."
     return f" {count} of the runs are of autoencoders: they have neither rate nor ELBO{end}"
-
-
-def _layers(results: Results, groups: Sequence[Group], figures: dict[str, Any]) -> str:
-    runs = [run for run in map(aggregate.first_shown, groups) if run is not None and run.layers]
-    # A run that diverged is the one whose gradients one wants to see, whichever seed it has.
-    runs += [
-        run for run in results.runs if run.status == "diverged" and run.layers and run not in runs
-    ]
-    if not runs:
-        return "<p>No gradient norms were logged.</p>"
-    spread = aggregate.few(runs, MAX_LAYER_RUNS)
-    diverged = [run for run in runs if run.status == "diverged"][:20]
-    shown = [run for run in runs if run in spread or run in diverged]
-    figures["layers-data"] = explorers.layers(shown)
-    deepest = max(range(len(shown)), key=lambda i: len(shown[i].layers))
-    options = [(str(i), _layer_option(results, run)) for i, run in enumerate(shown)]
-    controls = _select("layers-run", "Run", options, deepest) + _select(
-        "layers-scale", "Step axis", [("linear", "linear"), ("log", "logarithmic")], 0
-    )
-    left_out = f", {len(shown)} of them here, evenly spaced" if len(shown) < len(runs) else ""
-    reading = (
-        "<b>L2 norm of each layer's gradient, parameters and update.</b> In the heat map depth "
-        f"runs from the input (top) to the reconstruction (bottom){_parts(shown)}: a layer that "
-        "stays dark learns little, a bright one is driven hard; blank means zero or not finite. "
-        "The colour scale (gradient norm, nats per unit of parameter) is the same for every run. "
-        f"Lines: dark to light with depth, {_dashes(shown)}, logarithmic axis. "
-        "Gradients are those before clipping. Update ÷ parameter is the relative "
-        "change per step; 10<sup>−3</sup> is a common healthy size. Shown: the first seed of each "
-        f"group and the diverged runs{left_out}."
-    )
-    reading += _thinned(shown, explorers.layer_points(shown))
-    return f'<div class="controls" id="layers-controls">{controls}</div>' + caption(
-        '<div class="plot" id="layers-plot"></div>', reading
-    )
-
-
-def _has_part(runs: Sequence[Run], part: str) -> bool:
-    return any(layer.startswith(f"{part}/") for run in runs for layer in run.layers)
-
-
-def _parts(runs: Sequence[Run]) -> str:
-    """Where the parts stand that lie on no path from the input to the reconstruction."""
-    places = {"prior": "the prior before the decoder", "discriminator": "the discriminator below"}
-    parts = [place for part, place in places.items() if _has_part(runs, part)]
-    return f", with {' and '.join(parts)}" if parts else ""
-
-
-def _dashes(runs: Sequence[Run]) -> str:
-    """Which lines are broken, and how."""
-    words = {"dash": "dashed", "dashdot": "dash-dotted", "dot": "dotted"}
-    kinds = {
-        word: [part for part, dash in explorers.DASHES.items() if dash == name]
-        for name, word in words.items()
-    }
-    said = [
-        f"{' and '.join(part for part in parts if _has_part(runs, part))} {word}"
-        for word, parts in kinds.items()
-        if any(_has_part(runs, part) for part in parts)
-    ]
-    return ", ".join(said)
-
-
-def _thinned(runs: Sequence[Run], points: int) -> str:
-    if max(run.step.size for run in runs) <= points:
-        return ""
-    return f" Of each curve {points} logged steps are drawn, evenly spaced."
-
-
-def _layer_option(results: Results, run: Run) -> str:
-    label = aggregate.run_label(results, run)
-    return f"{label} (diverged)" if run.status == "diverged" else label
-
-
-def _select(anchor: str, label: str, options: Sequence[tuple[str, str]], chosen: int) -> str:
-    items = "".join(
-        f'<option value="{escape(value)}"{" selected" * (i == chosen)}>{escape(text)}</option>'
-        for i, (value, text) in enumerate(options)
-    )
-    return f'<label for="{anchor}">{escape(label)} <select id="{anchor}">{items}</select></label>'
 
 
 def _contents(

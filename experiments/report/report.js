@@ -196,6 +196,52 @@
     redraw();
   }
 
+  // --- What instruments saw: by layer with a line for each look, over training with a line for each layer --------------
+  function looksFigure(data, run, quantity, whole) {
+    const traces = [], titles = [], axes = {};
+    const positive = (signed) => (v) => (v === null || (!signed && v <= 0) ? null : v);
+    const shown = (v) => (v === null ? "none" : Math.abs(v) >= 0.01 && Math.abs(v) < 1e4 ? v.toPrecision(3) : v.toExponential(2));
+    const line = (x, y, suffix, name, extra) => traces.push(Object.assign({
+      type: "scatter", mode: "lines+markers", x: x, y: y, name: name, xaxis: "x" + suffix, yaxis: "y" + suffix, hoverinfo: "text", marker: { size: 5 },
+    }, extra));
+    const valueAxis = (signed, values, place) => axis(Object.assign({ type: signed ? "linear" : "log", exponentformat: "power" }, signed ? {} : decades(values), place));
+    const below = whole === null ? 0 : 0.36;
+    if (quantity !== null) {
+      const said = data.layered[quantity], rows = run.layered[quantity].map((row) => row.map(positive(said.signed)));
+      run.step.forEach((step, t) => line(run.layers.map((_, l) => l), rows.map((row) => row[t]), "", "step " + step, {
+        line: { color: run.looks[t], width: 1.8 }, showlegend: false, text: rows.map((row, l) => run.layers[l] + "<br>step " + step + "<br>" + shown(row[t])),
+      }));
+      rows.forEach((row, l) => line(run.step, row, "2", run.layers[l], {
+        line: { color: run.colors[l], width: 1.8, dash: run.dashes[l] }, text: row.map((v, t) => run.layers[l] + "<br>step " + run.step[t] + "<br>" + shown(v)),
+      }));
+      const place = { domain: [below ? below + 0.26 : 0, 1] };
+      axes.xaxis = axis({ domain: [0, 0.44], anchor: "y", tickvals: run.layers.map((_, l) => l), ticktext: run.layers, tickangle: -50, showgrid: false });
+      axes.yaxis = valueAxis(said.signed, rows, { ...place, anchor: "x" });
+      axes.xaxis2 = axis({ domain: [0.56, 1], anchor: "y2", title: STEP, nticks: 6 });
+      axes.yaxis2 = valueAxis(said.signed, rows, { ...place, anchor: "x2" });
+      titles.push([said.title + " by layer", 0, 1], [said.title + " over training", 0.56, 1]);
+    }
+    if (whole !== null) {
+      const said = data.whole[whole], values = run.whole[whole].map(positive(said.signed));
+      line(run.step, values, "3", said.title, { line: { color: base.accent, width: 1.8 }, showlegend: false, text: values.map((v, t) => "step " + run.step[t] + "<br>" + shown(v)) });
+      const top = quantity === null ? 1 : below - 0.06;
+      axes.xaxis3 = axis({ domain: [0, 0.44], anchor: "y3", title: STEP, nticks: 6 });
+      axes.yaxis3 = valueAxis(said.signed, [values], { domain: [0, top], anchor: "x3" });
+      titles.push([said.title, 0, top]);
+    }
+    const annotations = titles.map(([title, x, y]) => ({ text: "<b>" + title + "</b>", x: x, y: y, xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", yshift: 4, showarrow: false, font: { size: 13 } }));
+    const height = quantity === null || whole === null ? 420 : 720;
+    return { data: traces, layout: Object.assign({}, base.layout, axes, { height: height, legend: legendBeside, margin: { l: 56, r: 16, t: 34, b: quantity !== null && whole === null ? 110 : 56 }, annotations: annotations }) };
+  }
+
+  const looks = read("looks-data");
+  if (looks) {
+    const chosen = (id) => (document.getElementById(id) ? Number(select(id).value) : null);
+    const redraw = () => draw(select("looks-plot"), looksFigure(looks, looks.runs[chosen("looks-run")], chosen("looks-quantity"), chosen("looks-whole")));
+    document.querySelectorAll("#looks-controls select").forEach((element) => element.addEventListener("change", redraw));
+    redraw();
+  }
+
   // --- The table of contents follows the reader ----------------------------------------------------------------------
   const links = new Map(Array.from(document.querySelectorAll("nav a")).map((link) => [link.getAttribute("href").slice(1), link]));
   const watcher = new IntersectionObserver((entries) => {

@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,13 @@ SEED = "seed"
 # Columns of results.csv that hold words, not numbers, whatever they look like (a run id such as
 # "12e4567890" is no number).
 _TEXT_COLUMNS = ("run_id", "status", "data/fingerprint", "diverged/term", "diverged/layer")
+
+
+class Looks(NamedTuple):
+    """What instruments saw of a run: int64 [T] steps, and float64 [T] for each name."""
+
+    step: np.ndarray
+    curves: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,6 +71,12 @@ class Run:
         """
         value = self.row.get(key, math.nan)
         return float(value) if is_number(value) else math.nan
+
+    @functools.cached_property
+    def looks(self) -> Looks:
+        """What is in probe.jsonl; empty where nothing has looked."""
+        step, curves, _, _ = read_metrics(self.directory / "probe.jsonl")
+        return Looks(step, curves)
 
     @functools.cached_property
     def gallery(self) -> dict[str, np.ndarray]:

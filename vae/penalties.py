@@ -1,10 +1,10 @@
 """Penalties that couple the examples of a batch: total correlation, MMD, covariances, capacity.
 
-Every function acts on ONE example inside `vmap(..., axis_name="batch")` and reaches the others by
-collectives over that axis. What is said of each is said of the *mean over examples* of its
-return: it is the penalty of the batch. Gradients flow through the collectives, so that the mean
-of per-example gradients is the gradient of the penalty; the gradient of one example is of no use
-alone, and two half batches are not one batch.
+Every function but `information_gains`, which no loss has, acts on ONE example inside
+`vmap(..., axis_name="batch")` and reaches the others by collectives over that axis. What is said of
+each is said of the *mean over examples* of its return: it is the penalty of the batch. Gradients
+flow through the collectives, so that the mean of per-example gradients is the gradient of the
+penalty; the gradient of one example is of no use alone, and two half batches are not one batch.
 
 Sums over pairs of examples run over the latent dimensions in a scan whose steps are computed
 anew on the way back: three to six batch × batch matrices are alive at a time, whatever the number
@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vae import distributions
 from vae.distributions import LOG_2PI
 
 # Distances in units of σ are cut here, so that their squares and derivatives stay finite in
@@ -149,6 +150,28 @@ def decompose_rate(
         total_correlation=total_correlation(densities),
         dimension_kl=densities.log_qz_product - log_pz,
     )
+
+
+def information_gains(z: jax.Array, mean: jax.Array, logvar: jax.Array) -> jax.Array:
+    """log q(z_n|x_n) − log q(z_n), q(z) = 1/N Σ_m q(z|x_m) over the same N examples; in nats.
+
+    Their mean estimates I_q(x; z) and is at most log N, whatever the information: each q(z_n) has
+    q(z_n|x_n)/N in it (Hoffman and Johnson 2016). All N² pairs are looked at, N at a time.
+
+    Args:
+      z: a sample of each q(z|x_n) = N(mean_n, diag exp(logvar_n)); all [N, d].
+
+    Returns:
+      [N].
+    """
+    count = z.shape[0]
+
+    def gain(z, n):
+        log_q = jax.vmap(distributions.normal_log_prob, (None, 0, 0))(z, mean, logvar)
+        return log_q[n] - (jax.nn.logsumexp(log_q) - jnp.log(count))
+
+    # One z after the other: all pairs at once would be N² × d numbers.
+    return jax.lax.map(lambda pair: gain(*pair), (z, jnp.arange(count)))
 
 
 def _rbf(u: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import pytest
 from experiments import fields, rules
 from tests.experiments import launch
 from vae.errors import UserError
-from vae.gradients.probe import INSTRUMENTS
+from vae.gradients.instruments import INSTRUMENTS
 
 # 200 steps with a reading each 10; looks at 0, 35, 70, ... and 200: on and off the readings.
 LOOKS = ("--config.probe.instruments=all", "--config.probe.every=35", "--config.probe.examples=16")
@@ -64,7 +64,7 @@ def test_the_words_of_the_launcher_are_those_of_the_library():
 def test_names_of_instruments():
     assert rules.instruments("none") == ()
     assert rules.instruments("all") == fields.INSTRUMENTS
-    assert rules.instruments("terms") == ("terms",)
+    assert rules.instruments("terms + noise") == ("terms", "noise")
     with pytest.raises(UserError, match="there is no instrument term. Write none, all, or names"):
         rules.instruments("term")
 

@@ -5,9 +5,11 @@ Fonts are embedded as Type 42 (TrueType), which conference submission systems ac
 refuse.
 """
 
+import contextlib
 import io
 import pathlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 
 from experiments.report import style
 
@@ -42,6 +44,23 @@ RC = {
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
 }
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Within it figures are drawn, and saved, in this style.
+
+    text.parse_math is off, so a "$" in a label is a dollar sign; tick labels that want powers are
+    written by hand.
+    """
+    import matplotlib
+
+    # A label in a script that the font lacks is drawn as boxes, and names too long for any layout
+    # leave it as it is: neither is a reason to warn whoever runs a sweep.
+    with matplotlib.rc_context(RC), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
+        yield
 
 
 def new_figure(

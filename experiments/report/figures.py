@@ -3,7 +3,6 @@
 import math
 import pathlib
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +26,6 @@ def write_figures(results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
     Returns:
       The written paths.
     """
-    import matplotlib
 
     groups = aggregate.groups(results)
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,15 +42,9 @@ def write_figures(results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
         ("gallery", lambda: run_figures.gallery(groups)),
     ]
     written = []
-    # text.parse_math is off, so a "$" in a label is a dollar sign; tick labels that want powers are
-    # written by hand.
-    # A label in a script that the font lacks is drawn as boxes, and names too long for any layout
-    # leave it as it is: neither is a reason to warn whoever runs a sweep.
-    with matplotlib.rc_context(canvas.RC), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        warnings.filterwarnings("ignore", message="constrained_layout not applied")
-        for name, drawing in drawings:
-            figure = drawing()
+    with canvas.drawing():
+        for name, draw in drawings:
+            figure = draw()
             if figure is not None:
                 written += canvas.save(figure, folder / name)
     return written

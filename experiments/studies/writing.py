@@ -29,7 +29,8 @@ def measure(
     found = Found(budget, results, done)
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    canvas.save(study.figure(found), figures / name)
+    with canvas.drawing():
+        canvas.save(study.figure(found), figures / name)
     return found
 
 

@@ -63,7 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.init = "glorot"
     # N. Multiplies the initial weights. > 0.
     model.init_gain = 1.0
-    # none; plain (x + f(x)); scaled (x + f(x) / √depth); zero_init (x + g f(x), the gate g learned
+    # none; plain (x + f(x)); scaled (x + f(x) / √layers); zero_init (x + g f(x), the gate g learned
     # from 0). Others than none need net mlp and equal widths.
     model.residual = "none"
     # p(x|z). Values in [0, 1]: bernoulli, continuous_bernoulli. Any values: gaussian, laplace,
@@ -86,8 +86,8 @@ def get_config() -> ml_collections.ConfigDict:
     # the prior, Sønderby et al. 2016); point (no distribution: objectives autoencoder and mmd);
     # categorical (Gumbel-softmax); vq (codebook: objective vq).
     model.posterior = "gaussian"
-    # What a scale head outputs, of the encoder and of the networks between stochastic layers: logvar
-    # (log σ²); softplus (σ = softplus of it); softplus_ln2 (softplus of sharpness ln 2: 1 at 0);
+    # What the encoder's scale head outputs, and those between stochastic layers: logvar (log σ²);
+    # softplus (σ = softplus of it); softplus_ln2 (softplus of sharpness ln 2, which is 1 at 0);
     # soft_clamp (log σ = 5 tanh of a fifth of it); floored (log σ² below the point where the KL of
     # each dimension is at least model.rate_floor: δ-VAE).
     model.posterior_scale = "logvar"
@@ -131,8 +131,8 @@ def get_config() -> ml_collections.ConfigDict:
     objective.name = "elbo"
     # Of the gradient: reparameterization; stl (without the score of q, Roeder et al. 2017); dreg
     # (doubly reparameterised, Tucker et al. 2019); gdreg (dreg, and the same for the parameters
-    # of prior flow, Bauer and Mnih 2021); score (score function with leave-one-out baseline,
-    # VIMCO). The objectives that are no bounds take the first two.
+    # of the priors flow and hierarchical, Bauer and Mnih 2021); score (score function with
+    # leave-one-out baseline, VIMCO). The objectives that are no bounds take the first two.
     objective.estimator = "reparameterization"
     # The KL in the loss: analytic; sampled; auto (analytic where it has a closed form).
     objective.kl = "auto"
@@ -222,16 +222,16 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.discriminator_lr_factor = 1.0
     # N. What b1 is for a discriminator. In [0, 1).
     optimizer.discriminator_b1 = 0.5
-    # Of the learning rate: constant, cosine, step, stages (eight, each three times as long as the one
-    # before, Burda et al. 2016), exponential, plateau.
+    # Of the learning rate: constant, cosine, step, stages (eight, each three times as long as the
+    # one before, Burda et al. 2016), exponential, plateau.
     optimizer.schedule = "constant"
     # N. Training steps of linear warm-up, which multiplies any schedule. >= 0; 0: none.
     optimizer.warmup_steps = 0.0
-    # N. Steps: length of cosine and of all stages, interval of step, scale of exponential. > 0; null:
-    # all steps.
+    # N. Steps: length of cosine and of all stages, interval of step, scale of exponential. > 0;
+    # null: all steps.
     optimizer.decay_steps = config_dict.placeholder(float)
-    # N. In [0, 1]. cosine: final fraction; step: factor per interval; stages: factor of the last one;
-    # exponential: factor per decay_steps.
+    # N. In [0, 1]. cosine: final fraction; step: factor per interval; stages: factor of the last
+    # one; exponential: factor per decay_steps.
     optimizer.decay_rate = 0.1
     # plateau: factor on the learning rate when the training loss stops falling. In (0, 1).
     optimizer.plateau_factor = 0.5
@@ -265,9 +265,12 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.probe = probe = ml_collections.ConfigDict()
     # Instruments of gradient flow that look at the run as it trains, joined by +: terms (gradients
-    # by term of the loss, and the angles between them). none; all: those that the model and the
-    # objective admit. What they read is in probe.jsonl and the report; training stays the same to
-    # the bit.
+    # by term of the loss, and their angles); signal (activations and what comes back, layer by
+    # layer); examples (gradients of single examples, noise scale); noise (signal-to-noise ratio,
+    # and where the noise is from); jacobian (singular values of decoder and encoder); hessian
+    # (ends of its spectrum); collapse (units in use, information, lag of the encoder). none; all:
+    # those that the model and the objective admit. What they read is in probe.jsonl and the report;
+    # training stays the same to the bit.
     probe.instruments = "none"
     # Training steps between two looks, the first of which is before training. Whole number >= 1;
     # null: a fifth of the training.

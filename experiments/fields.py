@@ -40,6 +40,7 @@ class Field:
       hparam: name of the ``HParams`` leaf when the field is numeric, None when it is structural.
       null: what null means, in words; empty means that null is not allowed.
       none_value: of a numeric field, the value of the leaf that stands for null.
+      each: of a tuple, what it has a number for each of.
       optional: of a numeric field, whether null or a number is itself structural (there is a leaf,
         or there is none), while the number is numeric.
 
@@ -57,6 +58,7 @@ class Field:
     hparam: str | None = None
     null: str = ""
     none_value: float | None = None
+    each: str = ""
     optional: bool = False
 
     @property
@@ -80,9 +82,9 @@ FIELDS: dict[str, Field] = {
     "data.seed": Field(int, at_least=0),
     # Model
     "model.net": Field(str, choices=("mlp", "conv")),
-    "model.latent_dim": Field(int, at_least=1),
+    "model.latent_dim": Field(tuple, at_least=1, each="stochastic layer"),
     "model.depth": Field(int, at_least=0),
-    "model.width": Field(tuple, at_least=1),
+    "model.width": Field(tuple, at_least=1, each="hidden layer"),
     "model.activation": Field(
         str,
         choices=("relu", "tanh", "sigmoid", "gelu", "silu", "leaky_relu", "elu", "identity"),
@@ -123,12 +125,16 @@ FIELDS: dict[str, Field] = {
             "low_rank",
             "iaf",
             "coupling",
+            "hierarchical",
+            "ladder",
             "point",
             "categorical",
             "vq",
         ),
     ),
-    "model.posterior_scale": Field(str, choices=("logvar", "softplus", "floored")),
+    "model.posterior_scale": Field(
+        str, choices=("logvar", "softplus", "softplus_ln2", "soft_clamp", "floored")
+    ),
     "model.rate_floor": Field(float, above=0, at_most=1e4, hparam="rate_floor"),
     "model.posterior_rank": Field(int, at_least=1),
     "model.codes": Field(int, at_least=2),
@@ -137,10 +143,12 @@ FIELDS: dict[str, Field] = {
     "model.temperature": Field(float, above=0, hparam="temperature"),
     "model.temperature_min": Field(float, above=0, hparam="temperature_min"),
     "model.temperature_steps": Field(float, above=0, hparam="temperature_steps"),
-    "model.prior": Field(str, choices=("standard", "mixture", "vamp", "flow")),
+    "model.prior": Field(str, choices=("standard", "mixture", "vamp", "flow", "hierarchical")),
     "model.prior_components": Field(int, at_least=1),
     "model.flow_layers": Field(int, at_least=1),
     "model.flow_width": Field(int, at_least=1),
+    "model.stochastic_depth": Field(int, at_least=0),
+    "model.stochastic_width": Field(tuple, at_least=1, each="pair of neighbouring layers"),
     # Objective
     "objective.name": Field(
         str,
@@ -215,7 +223,7 @@ FIELDS: dict[str, Field] = {
     ),
     "optimizer.discriminator_b1": Field(float, at_least=0, below=1, hparam="discriminator_b1"),
     "optimizer.schedule": Field(
-        str, choices=("constant", "cosine", "step", "exponential", "plateau")
+        str, choices=("constant", "cosine", "step", "stages", "exponential", "plateau")
     ),
     "optimizer.warmup_steps": Field(float, at_least=0, hparam="lr_warmup_steps"),
     # Null: the planner puts the number of training steps, which it knows from the data's size.
@@ -246,7 +254,7 @@ FIELDS: dict[str, Field] = {
 }
 
 # What probe.instruments joins by +; `none` and `all` stand alone.
-INSTRUMENTS = ("terms",)
+INSTRUMENTS = ("terms", "signal", "examples", "noise", "jacobian", "hessian", "collapse")
 
 SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(n.split(".")[0] for n in FIELDS if "." in n))
 
@@ -450,7 +458,7 @@ def expectation(name: str) -> str:
         noun = "a number" if field.type is float else "a whole number"
         words = f"{noun} {limits}".strip()
         if field.type is tuple:
-            words += ", or a list of such, one per hidden layer"
+            words += f", or a list of such, one per {field.each}"
     return f"{words}, or null ({field.null})" if field.allows_none else words
 
 

@@ -100,6 +100,9 @@ def _latent_values(spec: ModelSpec) -> int:
     values = sum(family.heads(spec).values()) + family.latent_size(spec)
     flows = (spec.posterior in ("iaf", "coupling")) + (spec.prior == "flow")
     values += flows * spec.flow_layers * 4 * (spec.flow_width + 4 * d)
+    between = 4 * spec.stochastic_depth * sum(spec.stochastic_widths) if family.nets else 0
+    # Two networks between two layers, and numbers of each dimension: means, variances, densities.
+    values += 2 * between + (10 * d if family.nets else 0)
     values += {"full": 4 * d * d, "low_rank": 4 * d * spec.posterior_rank**2}.get(spec.posterior, 0)
     values += 2 * spec.latent_dim * spec.codes if not family.continuous else 0
     if spec.prior in ("mixture", "vamp"):

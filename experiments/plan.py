@@ -20,7 +20,7 @@ from experiments.fields import FIELDS, show
 from vae import data, validity
 from vae.errors import UserError
 from vae.evaluate import IW_CHUNK
-from vae.gradients import probe
+from vae.gradients import instruments
 from vae.hparams import HParams, stack
 from vae.likelihoods import LIKELIHOODS
 from vae.nets import NETS
@@ -61,13 +61,13 @@ class ProbePlan:
     """What is looked at, and when; see `probe.*` in configs/default.py.
 
     Attributes:
-      instruments: of `vae.gradients.probe.INSTRUMENTS`; () for none.
+      instruments: of `vae.gradients.instruments.INSTRUMENTS`; () for none.
       layers: the layers to write down; () for all.
     """
 
     instruments: tuple[str, ...]
     every: int
-    settings: probe.Settings
+    settings: instruments.Settings
     layers: tuple[str, ...]
 
 
@@ -272,9 +272,14 @@ def spec_of(flat: Mapping[str, Any], dataset: data.Dataset) -> Spec:
             f"those of {dataset.name} are not bytes scaled to [0, 1]. Use uint8 data with "
             "data.scaling unit and data.binarization none, or another model.likelihood."
         )
+    dims = flat["model.latent_dim"]
+    layers = dims if isinstance(dims, tuple) else ()
     spec = Spec(
         model=ModelSpec(
-            example_shape=dataset.example_shape, **_of(ModelSpec, "model", flat, "example_shape")
+            example_shape=dataset.example_shape,
+            latent_dim=sum(layers) or dims,
+            stochastic=layers,
+            **_of(ModelSpec, "model", flat, "example_shape", "latent_dim", "stochastic"),
         ),
         objective=ObjectiveSpec(
             **_of(ObjectiveSpec, "objective", flat, "num_examples", "free_bits_groups"),
@@ -325,8 +330,8 @@ def _probe_plan(
     """Raises UserError where an instrument, a number of examples or a layer makes no sense."""
     names = rules.instruments(flat["probe.instruments"])
     if flat["probe.instruments"] == "all":
-        names = probe.fitting(spec)
-    probe.check(spec, names)
+        names = instruments.fitting(spec)
+    instruments.check(spec, names)
     count = flat["probe.examples"] or spec.batch_size
     if names and count > dataset.num_train:
         raise UserError(
@@ -335,9 +340,9 @@ def _probe_plan(
         )
     layers = tuple(part.strip() for part in (flat["probe.layers"] or "").split("+") if part.strip())
     if layers:
-        probe.check_layers(memory.parameters(spec), layers)
+        instruments.check_layers(memory.parameters(spec), layers)
     every = flat["probe.every"] or max(1, num_steps // 5)
-    return ProbePlan(names, every, probe.Settings(count, flat["probe.draws"]), layers)
+    return ProbePlan(names, every, instruments.Settings(count, flat["probe.draws"]), layers)
 
 
 def _hparams(flat: Mapping[str, Any], num_steps: int) -> HParams:

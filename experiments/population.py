@@ -8,8 +8,9 @@
 import functools
 import operator
 import pathlib
+import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -198,7 +199,7 @@ class Trainer:
                 continue  # its readings end where it diverged
             record: dict[str, Any] = {"step": int(population.step)}
             record |= {f"train/{name}": float(v[i]) for name, v in interval.means.items()}
-            record |= {f"test/{n}": test[n][i].item() for n in _SCALARS if n in test}
+            record |= {f"test/{n}": test[n][i].item() for n in _scalars(test)}
             norms = {"grad": interval.grad_norms, **changes}
             for kind, values in norms.items():
                 pairs = zip(names, values[i], strict=True)
@@ -283,7 +284,7 @@ class Trainer:
             checkpoint.save_tree(
                 folder / "params", {"params": state.eval_params, "stats": state.stats}
             )
-            names = [name for name in _SCALARS if name in test]
+            names = _scalars(test)
             scalars = {f"test/{name}": test[name][i].item() for name in names}
             if nll is not None:
                 scalars |= {"test/nll": nll[i].item()}
@@ -334,6 +335,12 @@ class Trainer:
 
 
 _SCALARS = ("elbo", "rate", "distortion", "active_units", "bpd")
+
+
+def _scalars(test: Mapping[str, Any]) -> list[str]:
+    """The numbers of an evaluation: `_SCALARS`, then those of each stochastic layer."""
+    of_layers = [name for name in test if re.search(r"_z\d+$", name)]
+    return [*(name for name in _SCALARS if name in test), *of_layers]
 
 
 def write_gallery(

@@ -219,8 +219,7 @@ def _signature(name: str, plan: PopulationPlan) -> tuple[Any, tuple[Any, ...], i
         index = jax.ShapeDtypeStruct((iw_block(plan),), np.int32)
         return evaluate.iw_bounds, (*static, population, examples, step, index), level
     shown = _evaluation_examples(dataset, min(dataset.num_test, gallery.NUM_LATENTS))
-    kls = spec.model.latent_dim if model.analytic_kl(spec.model) else 1
-    kl = jax.ShapeDtypeStruct((len(plan.runs), kls), np.float32)
+    kl = jax.ShapeDtypeStruct((len(plan.runs), model.num_kls(spec.model)), np.float32)
     return gallery.gallery, (spec.model, plan.pack, population, shown, kl), LITTLE
 
 

@@ -33,7 +33,7 @@ LENGTHS = {
     "objective.warmup_steps": ("objective.beta_schedule", ("linear", "sigmoid")),
     "objective.capacity_steps": ("objective.name", ("capacity",)),
     "optimizer.warmup_steps": ("", ()),
-    "optimizer.decay_steps": ("optimizer.schedule", ("cosine", "step")),
+    "optimizer.decay_steps": ("optimizer.schedule", ("cosine", "step", "stages")),
 }
 
 

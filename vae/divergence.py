@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import layers, loss, model, random, schedules
+from vae import hierarchy, layers, loss, model, random, schedules
 from vae.data import Examples
+from vae.family import Posterior
+from vae.hparams import HParams
 from vae.loss import Batch, batch_at, batch_loss
 from vae.posteriors import POSTERIORS
 from vae.priors import PRIORS
-from vae.spec import Spec
+from vae.spec import ModelSpec, Spec
 from vae.train import TrainState
 
 
@@ -97,7 +99,8 @@ def _finite_outputs(
     """Whether each layer's output is finite in all of a batch.
 
     And whether what a finite `scale` and `factor` of the posterior become is: the variance, and the
-    square. Of a flow each layer's output is looked at; of a prior its density at 0.
+    square. Of a flow each layer's output is looked at, of the networks between stochastic layers
+    too; of another prior its density at 0.
     """
     rngs = random.example_rngs(random.stream(state.hparams.seed, state.diverged_step), batch.index)
 
@@ -124,22 +127,11 @@ def _finite_outputs(
         inputs = loss.draw(spec, examples.transform, hparams, raw, rng)
         seen, noise = inputs.encoded, inputs.noise
         posterior, _ = model.encode(spec.model, params, stats, hparams, seen, train=True)
-        flow = params.get("posterior", {})
-
-        def draw(num_layers):
-            part = dataclasses.replace(spec.model, flow_layers=num_layers)
-            draw_one = POSTERIORS[spec.model.posterior].draw
-            return jax.vmap(lambda e: draw_one(part, flow, posterior, e, hparams, True)[0])(noise)
-
-        drawn = {f"posterior/layer_{i}": jnp.isfinite(draw(i + 1)) for i in range(len(flow))}
-        z = draw(spec.model.flow_layers)
-        state = model.prior_state(spec.model, params, stats, hparams)
-        density = PRIORS[spec.model.prior].log_prob(spec.model, state, jnp.zeros_like(z[0]))
+        z, between = _between(spec.model, params, stats, hparams, posterior, noise)
         logvar = jnp.zeros(1) if posterior.logvar is None else posterior.logvar
         return {
             **apply("encoder", seen),
-            **drawn,
-            **{f"prior/{name}": jnp.isfinite(density) for name in params.get("prior", {})},
+            **between,
             **jax.vmap(functools.partial(apply, "decoder"), axis_name="sample")(z),
             "scale": jnp.isfinite(jnp.exp(logvar)),
             "factor": jnp.isfinite(jnp.square(posterior.rest.get("factor", jnp.zeros(1)))),
@@ -147,3 +139,35 @@ def _finite_outputs(
 
     seen = jax.vmap(one, axis_name="batch")(batch.raw, rngs)
     return {name: jnp.all(values) for name, values in seen.items()}
+
+
+def _between(
+    spec: ModelSpec,
+    params: model.Params,
+    stats: model.Stats,
+    hparams: HParams,
+    posterior: Posterior,
+    noise: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """z [K, n] of one example, and whether what comes out of `posterior` and `prior` is finite."""
+    own = model.posterior_params(spec, params, stats, True)
+    each = functools.partial(jax.vmap, axis_name="sample")
+
+    def draw(part):
+        draw_one = POSTERIORS[spec.posterior].draw
+        return each(lambda e: draw_one(part, own, posterior, e, hparams, True)[0])(noise)
+
+    z, finite = draw(spec), {}
+    if POSTERIORS[spec.posterior].nets:
+        for part in ("posterior", "prior"):
+            nets = hierarchy.Nets(params.get(part, {}), stats.get(part, {}), True)
+            outputs = functools.partial(hierarchy.outputs, spec, nets, upward=part == "posterior")
+            for name, gaussian in (each(outputs)(z) if part in params else {}).items():
+                finite[f"{part}/{name}"] = jnp.isfinite(jnp.stack(gaussian))
+        return z, finite
+    for i in range(len(params.get("posterior", {}))):
+        part = dataclasses.replace(spec, flow_layers=i + 1)
+        finite[f"posterior/layer_{i}"] = jnp.isfinite(draw(part))
+    state = model.prior_state(spec, params, stats, hparams)
+    density = PRIORS[spec.prior].log_prob(spec, state, jnp.zeros_like(z[0]))
+    return z, finite | {f"prior/{name}": jnp.isfinite(density) for name in params.get("prior", {})}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vae import model, objectives, packing, random
+from vae import hierarchy, model, objectives, packing, random
 from vae.data import Examples, prepare
 from vae.likelihoods import LIKELIHOODS
 from vae.posteriors import POSTERIORS
@@ -93,7 +93,8 @@ def evaluate_run(
 
     Returns:
       `rate`, `distortion`, `elbo`, `active_units` (scalars), `kl_per_dim` ([d], or [1] where the
-      KL has no closed form), and `bpd`, −elbo in bits per value, where the data are discrete.
+      KL is one number), and `bpd`, −elbo in bits per value, where the data are discrete. Of
+      several stochastic layers also `rate_z1`, `active_units_z1`, ...: each layer's part of them.
     """
 
     def body(carry, batch):
@@ -105,7 +106,7 @@ def evaluate_run(
             terms, _ = model.terms(
                 spec, state.eval_params, state.stats, state.hparams, x, noise, train=False
             )
-            where = model.location(spec, state.eval_params, terms.posterior)
+            where = model.location(spec, state.eval_params, terms.posterior, state.stats)
             return objectives.metrics(terms), terms.kl, where
 
         metrics, kl, mean = jax.vmap(one)(x, rngs)
@@ -119,9 +120,8 @@ def evaluate_run(
     def empty(n):
         return _Moments(jnp.zeros(()), jnp.zeros(n), jnp.zeros(n))
 
-    num_kls = spec.latent_dim if model.analytic_kl(spec) else 1
     latent_size = POSTERIORS[spec.posterior].latent_size(spec)
-    carry = empty(len(names) + num_kls), empty(latent_size)
+    carry = empty(len(names) + model.num_kls(spec)), empty(latent_size)
     batches = _batches(examples.raw.shape[0], batch_size)
     (values, means), _ = jax.lax.scan(body, carry, batches)
     # A discrete variable, or a code, has several numbers: together they are one unit.
@@ -129,11 +129,13 @@ def evaluate_run(
     result = {name: values.mean[i] for i, name in enumerate(names)}
     if LIKELIHOODS[spec.likelihood].levels:
         result["bpd"] = -result["elbo"] / (spec.num_values * math.log(2))
-    return {
-        **result,
-        "active_units": jnp.sum(variance > ACTIVE_UNIT_VARIANCE),
-        "kl_per_dim": values.mean[len(names) :],
-    }
+    kl, active = values.mean[len(names) :], variance > ACTIVE_UNIT_VARIANCE
+    if len(spec.latent_dims) > 1:
+        layers = zip(hierarchy.split(spec, kl), hierarchy.split(spec, active), strict=True)
+        for layer, (own_kl, own_active) in enumerate(layers, 1):
+            result[f"rate_z{layer}"] = jnp.sum(own_kl)
+            result[f"active_units_z{layer}"] = jnp.sum(own_active)
+    return {**result, "active_units": jnp.sum(active), "kl_per_dim": kl}
 
 
 def iw_bounds_run(

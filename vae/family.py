@@ -24,7 +24,8 @@ class Posterior(NamedTuple):
     """q(z|x) of one example.
 
     Attributes:
-      mean: E[z], of flows that of what flows; [latent_size].
+      mean: E[z], of flows that of what flows; [latent_size]. Of a hierarchy E[z_1] alone, and of a
+        ladder what x says of each layer.
       logvar: log of the variances, before correlations or flows; [d], or None where there are none.
       rest: what else a family needs.
     """
@@ -39,11 +40,14 @@ class Family(NamedTuple):
 
     Attributes:
       heads: spec -> the encoder's heads and their sizes.
+        Those of a ladder's higher rungs are called NAME_2, NAME_3, ..., see `vae.nets.Encoder`.
       posterior: (spec, heads, stats, hparams) -> Posterior; stats are those of this family.
       noise: (rng, shape) -> standard noise, of shape [K, noise_size].
       noise_size: spec -> numbers of noise in one draw.
-      draw: (spec, params, posterior, noise, hparams, train) -> (z, what log_q needs of the draw).
-      log_q: (spec, params, posterior, z, noise, drawn, mode) -> log q(z|x), nats.
+      draw: (spec, params, posterior, noise, hparams, train) -> (z, what log_q needs of the draw);
+        params are those of this family, or, where it has `nets`, a `vae.hierarchy.Nets` of them.
+      log_q: (spec, params, posterior, z, noise, drawn, mode) -> log q(z|x), nats; where it has
+        `nets`, that of each dimension given the layers that it hangs on, [d].
       modes: the modes of `log_q`.
       kl: (spec, posterior) -> KL of each latent dimension to the standard prior, [d], nats; or
         None. Its terms are those of the chain rule where dimensions are correlated.
@@ -54,6 +58,9 @@ class Family(NamedTuple):
       latent_size: spec -> numbers in z.
       location: (spec, params, posterior) -> the z that stands for q, [latent_size].
       continuous: whether z has a density (and, say, could be interpolated).
+      nets: of several stochastic layers, the part of the parameters that the networks between them
+        are in: `posterior`, or `prior`, of which q is then made too; else "".
+      read: (spec, z) -> the part of z that the decoder reads.
     """
 
     heads: Callable[[ModelSpec], dict[str, int]]
@@ -71,3 +78,5 @@ class Family(NamedTuple):
     latent_size: Callable[[ModelSpec], int] = lambda spec: spec.latent_dim
     location: Callable[..., jax.Array] = lambda spec, params, posterior: posterior.mean
     continuous: bool = True
+    nets: str = ""
+    read: Callable[[ModelSpec, jax.Array], jax.Array] = lambda spec, z: z

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from vae import model, packing, random
+from vae import hierarchy, model, packing, random
 from vae.data import Examples, prepare
 from vae.likelihoods import LIKELIHOODS
 from vae.posteriors import POSTERIORS
@@ -30,7 +30,8 @@ def gallery_run(
     Returns:
       originals, reconstructions [n, *x]; samples [m, *x] from z ~ p(z); traversals [d', T, *x],
       traversal_dims [d'].
-      Of a continuous z, traversals have z = 0 but for one dimension at `TRAVERSAL`; and latents
+      Of a continuous z, traversals have z = 0 but for one dimension at `TRAVERSAL` (of stochastic
+      layers, that is the noise from which the prior makes z, from the top down); and latents
       [N, 2], the z of the examples in the two dimensions of largest rate (in one, twice, where
       there is just one), latent_dims [2].
       Of a discrete z, they have the first example's z but for one variable at `traversal_codes`
@@ -50,7 +51,7 @@ def gallery_run(
         codes = posterior.rest.get("codes")
         if codes is None and not family.continuous:
             codes = jnp.argmax(posterior.rest["logits"], axis=-1)
-        return x, model.location(spec, params, posterior), codes
+        return x, model.location(spec, params, posterior, stats), codes
 
     x, means, codes = jax.vmap(mean_of)(examples.raw)
     order = kl_per_dim
@@ -64,6 +65,9 @@ def gallery_run(
     prior = jax.vmap(lambda rng: model.sample_prior(spec, params, stats, hparams, rng))(rngs)
     if family.continuous:
         z = jnp.array(TRAVERSAL)[None, :, None] * jnp.eye(spec.latent_dim)[traversed][:, None, :]
+        if family.nets:
+            nets = model.prior_state(spec, params, stats, hparams)
+            z = jax.vmap(jax.vmap(lambda noise: hierarchy.descend(spec, nets, noise)))(z)
         plane = by_rate[jnp.array([0, min(1, spec.latent_dim - 1)])]
         own = {"latents": means[:, plane], "latent_dims": plane}
     else:

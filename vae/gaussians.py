@@ -1,5 +1,6 @@
 """Gaussian posteriors: diagonal, of full covariance, and of low rank plus diagonal."""
 
+import math
 from typing import Any
 
 import jax
@@ -9,6 +10,9 @@ from vae import distributions
 from vae.family import Family, Heads, Posterior
 from vae.hparams import HParams
 from vae.spec import ModelSpec
+
+# Of the scale `soft_clamp`: the largest |log σ|.
+SOFT_CLAMP = 5.0
 
 
 def _log_standard_normal(z: jax.Array) -> jax.Array:
@@ -33,22 +37,36 @@ def _moved(posterior: Posterior, z: jax.Array) -> jax.Array:
 # Diagonal Gaussian.
 
 
-def log_variance(spec: ModelSpec, scale: jax.Array, hparams: HParams) -> jax.Array:
+def log_variance(spec: ModelSpec, scale: jax.Array, hparams: HParams | None = None) -> jax.Array:
     """What the scale head means, as log σ², [d].
 
-    `logvar`: itself. `softplus`: σ = softplus(s). `floored`: σ² below the point from which on
+    `logvar`: itself. `softplus`: σ = softplus(s). `softplus_ln2`: σ = ln(1 + e^{s ln 2})/ln 2, 1
+    at s = 0 (Hazami et al. 2022, Efficient-VDVAE). `soft_clamp`: log σ = 5 tanh(s/5), within ±5
+    (Vahdat and Kautz 2020, NVAE). `floored`: σ² below the point from which on
     KL(N(·, σ²)||N(0, 1)) ≥ δ = `rate_floor` nats whatever the mean is, so that the rate cannot
-    collapse: the committed rate of Razavi et al. 2019 (δ-VAE), for independent dimensions.
+    collapse: the committed rate of Razavi et al. 2019 (δ-VAE), for independent dimensions; it
+    alone reads `hparams`.
     """
     if spec.posterior_scale == "softplus":
-        # 2 ln softplus(s). For s below −10 float32 softplus loses digits and then underflows to
-        # 0, while ln softplus(s) → s, off by less than e^s/2.
-        safe = jnp.maximum(scale, -10.0)
-        return 2 * jnp.where(scale > -10.0, jnp.log(jax.nn.softplus(safe)), scale)
+        return 2 * _log_softplus(scale)
+    if spec.posterior_scale == "softplus_ln2":
+        return 2 * (_log_softplus(scale * math.log(2)) - math.log(math.log(2)))
+    if spec.posterior_scale == "soft_clamp":
+        return 2 * SOFT_CLAMP * jnp.tanh(scale / SOFT_CLAMP)
     if spec.posterior_scale == "floored":
         ceiling = jnp.asarray(distributions.logvar_of_kl(hparams.rate_floor), scale.dtype)
         return ceiling - jax.nn.softplus(-scale)
     return scale
+
+
+def _log_softplus(s: jax.Array) -> jax.Array:
+    """ln ln(1 + e^s).
+
+    For s below −10 float32 softplus loses digits and then underflows to 0, while this → s, off by
+    less than e^s/2.
+    """
+    safe = jnp.maximum(s, -10.0)
+    return jnp.where(s > -10.0, jnp.log(jax.nn.softplus(safe)), s)
 
 
 def _gaussian(spec: ModelSpec, heads: Heads, stats: dict[str, Any], hparams: HParams) -> Posterior:
@@ -60,7 +78,7 @@ def _draw_gaussian(spec, params, posterior, noise, hparams, train):
     return posterior.mean + jnp.exp(0.5 * posterior.logvar) * noise, None
 
 
-def _diagonal_noise(posterior: Posterior, z: jax.Array, noise: jax.Array) -> jax.Array:
+def diagonal_noise(posterior: Posterior, z: jax.Array, noise: jax.Array) -> jax.Array:
     """ε = (z − mean)/σ with its gradients."""
     held = jax.lax.stop_gradient(posterior.logvar)
     moved = _moved(posterior, z) * jnp.exp(-0.5 * posterior.logvar)
@@ -68,7 +86,7 @@ def _diagonal_noise(posterior: Posterior, z: jax.Array, noise: jax.Array) -> jax
 
 
 def _log_q_gaussian(spec, params, posterior, z, noise, drawn, mode):
-    epsilon = noise if mode == "total" else _diagonal_noise(posterior, z, noise)
+    epsilon = noise if mode == "total" else diagonal_noise(posterior, z, noise)
     return _log_standard_normal(epsilon) - 0.5 * jnp.sum(posterior.logvar)
 
 

@@ -1,6 +1,5 @@
 """The layers of a parameter tree, by name and in order of depth, and their norms."""
 
-import re
 from typing import Any
 
 import jax
@@ -12,11 +11,15 @@ _HEADS = ("mean", "logits", "scale", "factor", "context", "output", "variance")
 
 def _depth(name: str) -> tuple[int, int]:
     part, layer = name.split("/")
-    number = re.fullmatch(r"layer_(\d+)", layer)
-    if number:
-        depth = int(number[1])
+    word, _, number = layer.rpartition("_")
+    if word == "layer":
+        depth = int(number)
+    elif word == "z":  # from the bottom up where z is inferred, from the top down where it is made
+        depth = int(number) if part == "posterior" else -int(number)
     elif layer in _HEADS:
         depth = 10**6 + _HEADS.index(layer)
+    elif word in _HEADS:  # of a ladder's rung
+        depth = 10**6 + len(_HEADS) * int(number) + _HEADS.index(word)
     else:
         depth = -1 if layer == "project" else 0
     return _PARTS.index(part), depth

@@ -4,12 +4,14 @@ Everything here acts on ONE example x [*x]. The caller vmaps over examples with 
 `batch`; K samples of z are a vmap inside, with the axis name `sample`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from vae import hierarchy
 from vae.family import Posterior
 from vae.hparams import HParams
 from vae.likelihoods import LIKELIHOODS, MIN_PIXEL_LOGVAR
@@ -27,7 +29,8 @@ class Terms(NamedTuple):
       log_pz: log p(z_k), [K].
       log_qz: log q(z_k|x), [K].
       kl: KL(q(z|x) || p(z)), split as far as it goes: of each latent dimension, analytic, [d];
-        where it has no closed form, mean_k log q(z_k|x) − log p(z_k), [1].
+        where it has no closed form, mean_k log q(z_k|x) − log p(z_k), [1], or, of stochastic
+        layers, that of each dimension given the layers that it hangs on, [d].
       posterior: q(z|x).
       z: the samples, [K, latent_size].
     """
@@ -94,6 +97,7 @@ def decoder(
     spec: ModelSpec, params: Params, stats: Stats, z: jax.Array, train: bool, **options: Any
 ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
     """z [n] ↦ (the likelihood's heads, the collections that changed); options of Linen's apply."""
+    z = POSTERIORS[spec.posterior].read(spec, z)
     return _apply(_decoder(spec), params["decoder"], stats.get("decoder", {}), z, train, **options)
 
 
@@ -123,9 +127,22 @@ def encode(
     return posterior, updated.get("batch_stats", {})
 
 
-def location(spec: ModelSpec, params: Params, posterior: Posterior) -> jax.Array:
-    """The z that stands for q(z|x): its mean, or, of a flow, where the mean flows to."""
-    return POSTERIORS[spec.posterior].location(spec, params.get("posterior", {}), posterior)
+def location(
+    spec: ModelSpec, params: Params, posterior: Posterior, stats: Stats | None = None
+) -> jax.Array:
+    """The z that stands for q(z|x): its mean, or where the mean leads to through flow or layers.
+
+    stats: read where BatchNorm is in the networks between stochastic layers.
+    """
+    own = posterior_params(spec, params, stats or {}, train=False)
+    return POSTERIORS[spec.posterior].location(spec, own, posterior)
+
+
+def posterior_params(spec: ModelSpec, params: Params, stats: Stats, train: bool) -> Any:
+    """What the functions of the posterior's family take as `params`, see `vae.family.Family`."""
+    if part := POSTERIORS[spec.posterior].nets:
+        return hierarchy.Nets(params.get(part, {}), stats.get(part, {}), train)
+    return params.get("posterior", {})
 
 
 def noise(spec: ModelSpec, rng: jax.Array, num_samples: int) -> jax.Array:
@@ -134,11 +151,15 @@ def noise(spec: ModelSpec, rng: jax.Array, num_samples: int) -> jax.Array:
     return family.noise(rng, (num_samples, family.noise_size(spec)))
 
 
-def prior_state(spec: ModelSpec, params: Params, stats: Stats, hparams: HParams) -> Any:
+def prior_state(
+    spec: ModelSpec, params: Params, stats: Stats, hparams: HParams, train: bool = False
+) -> Any:
     """What `PRIORS[spec.prior]` needs for densities and draws; the same for all examples.
 
     Pseudo-inputs are encoded with the running statistics, in training too: they are no examples.
     """
+    if PRIORS[spec.prior].layered:
+        return hierarchy.Nets(params.get("prior", {}), stats.get("prior", {}), train)
     if PRIORS[spec.prior].pseudo_inputs:
         inputs = params["prior"]["pseudo_inputs"]["inputs"]
 
@@ -271,16 +292,17 @@ def terms_given(
     Args and returns: as `terms`; the statistics are those of all but the encoder.
     """
     family, likelihood = POSTERIORS[spec.posterior], LIKELIHOODS[spec.likelihood]
-    flow = params.get("posterior", {})
+    own = posterior_params(spec, params, stats, train)
+    each = functools.partial(jax.vmap, axis_name="sample")
 
     # 1. Draw z.
-    z, drawn = jax.vmap(lambda e: family.draw(spec, flow, posterior, e, hparams, train))(noise)
+    z, drawn = each(lambda e: family.draw(spec, own, posterior, e, hparams, train))(noise)
     if path.mode == "score":
         z = jax.lax.stop_gradient(z)
     drawn_z = jax.lax.stop_gradient(z)
     if path.scale is not None:
         z = scale_gradient(z, path.scale)
-    prior = prior_state(spec, params, stats, hparams)
+    prior = prior_state(spec, params, stats, hparams, train)
     if path.prior_scale is not None:
         moved = jax.vmap(lambda z: PRIORS[spec.prior].moved(spec, prior, z))(drawn_z)
         z = z + _only_gradient(scale_gradient(moved, path.prior_scale))
@@ -306,29 +328,40 @@ def terms_given(
             if train
             else stats["posterior"]
         )
+    for part in ("posterior", "prior") if family.nets else ():
+        if part in stats:
+            nets = hierarchy.Nets(params[part], stats[part], train)
+            new_stats[part] = hierarchy.statistics(spec, nets, drawn_z, part == "posterior")
 
     # 3. Weigh.
-    held, held_flow = (
-        jax.lax.stop_gradient((posterior, flow)) if path.mode == "path" else (posterior, flow)
+    held, held_own = (
+        jax.lax.stop_gradient((posterior, own)) if path.mode == "path" else (posterior, own)
     )
     held_prior = prior if path.prior_scale is None else jax.lax.stop_gradient(prior)
 
     def log_q(z, e, drawn):
-        return family.log_q(spec, held_flow, held, z, e, drawn, path.mode)
+        return family.log_q(spec, held_own, held, z, e, drawn, path.mode)
 
     def log_p(z):
         return PRIORS[spec.prior].log_prob(spec, held_prior, z)
 
-    log_qz, log_pz = jax.vmap(log_q)(z, noise, drawn), jax.vmap(log_p)(z)
+    log_qz, log_pz = each(log_q)(z, noise, drawn), each(log_p)(z)
+    if family.nets:  # of each dimension
+        split = jnp.mean(log_qz - log_pz, axis=0)
+        log_qz, log_pz = jnp.sum(log_qz, axis=1), jnp.sum(log_pz, axis=1)
     if path.prior_scale is not None:
-        slope = jax.vmap(jax.grad(lambda z, *draw: log_q(z, *draw) - log_p(z)))
+        slope = jax.vmap(jax.grad(lambda z, *draw: jnp.sum(log_q(z, *draw) - log_p(z))))
         held_slope = jax.lax.stop_gradient(slope(drawn_z, noise, drawn))
         log_pz = log_pz + _only_gradient(jnp.sum(held_slope * moved, axis=1))
+    if family.nets:
+        kl = split
+    else:
+        kl = family.kl(spec, posterior) if analytic_kl(spec) else jnp.mean(log_qz - log_pz)[None]
     return Terms(
         log_px=decoded.each(lambda outputs: likelihood.log_prob(x, outputs)),
         log_pz=log_pz,
         log_qz=log_qz,
-        kl=(family.kl(spec, posterior) if analytic_kl(spec) else jnp.mean(log_qz - log_pz)[None]),
+        kl=kl,
         posterior=posterior,
         z=z,
     ), new_stats
@@ -337,6 +370,11 @@ def terms_given(
 def analytic_kl(spec: ModelSpec) -> bool:
     """Whether KL(q(z|x) || p(z)) has a closed form."""
     return spec.prior == "standard" and POSTERIORS[spec.posterior].kl is not None
+
+
+def num_kls(spec: ModelSpec) -> int:
+    """Numbers that the KL is split into: one for each latent dimension, or one in all."""
+    return spec.latent_dim if analytic_kl(spec) or POSTERIORS[spec.posterior].nets else 1
 
 
 def _only_gradient(value: jax.Array) -> jax.Array:
@@ -386,16 +424,21 @@ def init(
         return encoder, jax.tree.map(lambda a: a[0], decoder(z[None]))
 
     x = jnp.zeros((1, *spec.example_shape), jnp.float32)
-    z = jnp.zeros((1, family.latent_size(spec)), jnp.float32)
+    z = family.read(spec, jnp.zeros(family.latent_size(spec), jnp.float32))[None]
     encoder, decoder = jax.tree.map(lambda a: a[0], jax.vmap(one, axis_name="batch")(x, z))
     params = {"encoder": encoder["params"], "decoder": decoder["params"]}
     stats = {
         "encoder": encoder.get("batch_stats", {}),
         "decoder": decoder.get("batch_stats", {}),
     }
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf * hparams.init_gain if path[-1].key == "kernel" else leaf, params
-    )
+
+    def gained(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf * hparams.init_gain if path[-1].key == "kernel" else leaf,
+            params,
+        )
+
+    params = gained(params)
     if spec.output_bias == "data_mean":
         output = params["decoder"]["output"]
         # One number a value, or, where the head is a convolution, one a channel.
@@ -409,7 +452,9 @@ def init(
             "weight": jnp.zeros((), jnp.float32),
         }
     # Folded in, so that the encoder and the decoder start the same with any posterior and prior.
-    flow, flow_stats = family.init(spec, jax.random.fold_in(rng, 0))
-    prior = PRIORS[spec.prior].init(spec, jax.random.fold_in(rng, 1), pseudo_inputs)
-    params |= {name: tree for name, tree in (("posterior", flow), ("prior", prior)) if tree}
-    return params, stats | ({"posterior": flow_stats} if flow_stats else {})
+    posterior, posterior_stats = family.init(spec, jax.random.fold_in(rng, 0))
+    prior, prior_stats = PRIORS[spec.prior].init(spec, jax.random.fold_in(rng, 1), pseudo_inputs)
+    own = {"posterior": gained(posterior), "prior": gained(prior)}
+    params |= {name: tree for name, tree in own.items() if tree}
+    own_stats = {"posterior": posterior_stats, "prior": prior_stats}
+    return params, stats | {name: tree for name, tree in own_stats.items() if tree}

@@ -6,6 +6,7 @@ gradients is then not the gradient of the batch, and the running statistics are 
 `batch_stats`.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -80,13 +81,16 @@ class Normalize(nn.Module):
 class DenseLayer(nn.Module):
     """h ↦ φ(norm(Wh + b)), as a residual branch where the widths agree.
 
-    residual: `plain` h + f(h); `scaled` h + f(h)/√L (L = `depth`); `zero_init` h + αf(h) with a
+    residual: `plain` h + f(h); `scaled` h + f(h)/√L (L = `layers`); `zero_init` h + αf(h) with a
     learned α = 0 at the start (De and Smith 2020, SkipInit), so that the layer starts as identity.
+
+    layers: those of the network that it is in; None: `depth`.
     """
 
     spec: ModelSpec
     width: int
     batch_axes: tuple[str, ...]
+    layers: int | None = None
 
     @nn.compact
     def __call__(self, h: jax.Array, train: bool) -> jax.Array:
@@ -97,7 +101,7 @@ class DenseLayer(nn.Module):
         if spec.residual == "none" or h.shape != f.shape:
             return Tap(name="post")(f)
         if spec.residual == "scaled":
-            f = f / math.sqrt(spec.depth)
+            f = f / math.sqrt(self.layers or spec.depth)
         elif spec.residual == "zero_init":
             f = self.param("gate", nn.initializers.zeros, (), f.dtype) * f
         return Tap(name="post")(h + f)
@@ -176,7 +180,7 @@ Head = Callable[[str, int], jax.Array]
 def _mlp_encode(spec: ModelSpec, x: jax.Array, train: bool) -> jax.Array:
     h = x.reshape(-1)
     for i, width in enumerate(spec.widths):
-        h = DenseLayer(spec, width, ("batch",), name=f"layer_{i}")(h, train)
+        h = DenseLayer(spec, width, ("batch",), spec.encoder_layers, name=f"layer_{i}")(h, train)
     return h
 
 
@@ -255,7 +259,10 @@ NETS: dict[str, Net] = {
 class Encoder(nn.Module):
     """x [*x] ↦ the posterior's heads, by name: one dense layer each on a trunk of `depth` layers.
 
-    heads: pairs of a name and its size.
+    Heads `NAME_2`, `NAME_3`, ... are those of a ladder's higher rungs: rung l is read from
+    `stochastic_depth` more layers on what rung l − 1 is read from.
+
+    heads: pairs of a name and its size, rung by rung.
     """
 
     spec: ModelSpec
@@ -263,11 +270,43 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
-        h = NETS[self.spec.net].encode(self.spec, x, train)
-        return {
-            name: Tap(name=f"{name}_post")(_dense(self.spec, size, name)(h))
-            for name, size in self.heads
-        }
+        spec, found = self.spec, {}
+        h, number = NETS[spec.net].encode(spec, x, train), spec.depth
+        for rung, heads in itertools.groupby(self.heads, lambda head: rung_of(head[0])):
+            if rung > 1:
+                for _ in range(spec.stochastic_depth):
+                    width, name = spec.stochastic_widths[rung - 2], f"layer_{number}"
+                    layer = DenseLayer(spec, width, ("batch",), spec.encoder_layers, name=name)
+                    h, number = layer(h, train), number + 1
+            for name, size in heads:
+                found[name] = Tap(name=f"{name}_post")(_dense(spec, size, name)(h))
+        return found
+
+
+def rung_of(head: str) -> int:
+    """Of a head `NAME_l` l, of others 1."""
+    number = head.rpartition("_")[2]
+    return int(number) if number.isdecimal() else 1
+
+
+class Conditional(nn.Module):
+    """z [n] of one stochastic layer ↦ `mean` and `scale` [size] of the next one.
+
+    `stochastic_depth` layers of `width` units, and a dense layer for each of the two. It reads
+    samples, so that BatchNorm is over the axes `batch` and `sample`.
+    """
+
+    spec: ModelSpec
+    size: int
+    width: int
+
+    @nn.compact
+    def __call__(self, z: jax.Array, train: bool) -> dict[str, jax.Array]:
+        spec, h = self.spec, z
+        axes, layers = ("batch", "sample"), spec.stochastic_depth
+        for i in range(layers):
+            h = DenseLayer(spec, self.width, axes, layers, name=f"layer_{i}")(h, train)
+        return {name: _dense(spec, self.size, name)(h) for name in ("mean", "scale")}
 
 
 class Decoder(nn.Module):

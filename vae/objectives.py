@@ -100,9 +100,17 @@ def analytic(spec: Spec) -> bool:
     )
 
 
+def splits(spec: Spec) -> bool:
+    """Whether the KL in the loss is a number for each latent dimension, and not one in all."""
+    return analytic(spec) or bool(POSTERIORS[spec.model.posterior].nets)
+
+
 def rate_terms(terms: Terms, context: Context) -> jax.Array:
-    """The KL as it stands in the loss: [d] in closed form, or [1] as a mean over the samples."""
-    if analytic(context.spec):
+    """The KL as it stands in the loss: [d] in closed form, or [1] as a mean over the samples.
+
+    Of stochastic layers it is a mean over the samples too, but for each dimension, [d].
+    """
+    if splits(context.spec):
         return terms.kl
     return jnp.mean(terms.log_qz - terms.log_pz)[None]
 

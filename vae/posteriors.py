@@ -10,6 +10,7 @@ from vae import distributions, flows
 from vae.discrete import CATEGORICAL, VQ
 from vae.family import MODES, Family, Posterior
 from vae.gaussians import FULL, GAUSSIAN, LOW_RANK
+from vae.hierarchy import HIERARCHICAL, LADDER
 from vae.spec import ModelSpec
 
 # Flows on a diagonal Gaussian, which read a context from the encoder.
@@ -77,4 +78,6 @@ POSTERIORS: dict[str, Family] = {
     "point": POINT,
     "categorical": CATEGORICAL,
     "vq": VQ,
+    "hierarchical": HIERARCHICAL,
+    "ladder": LADDER,
 }

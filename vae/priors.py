@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vae import distributions, flows
+from vae import distributions, flows, hierarchy
 from vae.posteriors import POSTERIORS
 from vae.spec import ModelSpec
 
@@ -27,25 +27,28 @@ class Prior(NamedTuple):
     """A row of `PRIORS`.
 
     Attributes:
-      init: (spec, rng, pseudo_inputs) -> parameters, {} where nothing is learned.
-      log_prob: (spec, state, z) -> log p(z), nats.
+      init: (spec, rng, pseudo_inputs) -> (parameters, running statistics), {} where there are none.
+      log_prob: (spec, state, z) -> log p(z), nats; where it is `layered`, that of each dimension
+        given the layer above, [d].
       sample: (spec, state, rng) -> z.
       moved: (spec, state, z) -> z itself, as what the prior makes of held noise: its gradient in
         the parameters is that of a draw; None where a draw is no smooth function of them.
       pseudo_inputs: whether it is a mixture of posteriors at learned inputs, so that its state is
         made by the encoder; otherwise its state is its parameters (`standard`: the statistics of
         the posterior's family).
+      layered: whether it is of several stochastic layers, and its state a `vae.hierarchy.Nets`.
     """
 
-    init: Callable[..., dict[str, Any]]
+    init: Callable[..., tuple[dict[str, Any], dict[str, Any]]]
     log_prob: Callable[[ModelSpec, Any, jax.Array], jax.Array]
     sample: Callable[[ModelSpec, Any, jax.Array], jax.Array]
     moved: Callable[[ModelSpec, Any, jax.Array], jax.Array] | None = None
     pseudo_inputs: bool = False
+    layered: bool = False
 
 
 STANDARD = Prior(
-    init=lambda spec, rng, pseudo_inputs: {},
+    init=lambda spec, rng, pseudo_inputs: ({}, {}),
     log_prob=lambda spec, state, z: POSTERIORS[spec.posterior].log_standard(spec, z),
     sample=lambda spec, state, rng: POSTERIORS[spec.posterior].draw_standard(spec, rng, state),
 )
@@ -66,12 +69,14 @@ def _sample_mixture(components: Components, rng: jax.Array) -> jax.Array:
     return components.means[which] + jnp.exp(0.5 * components.logvars[which]) * noise
 
 
-def _init_mixture(spec: ModelSpec, rng: jax.Array, pseudo_inputs: Any) -> dict[str, Any]:
+def _init_mixture(
+    spec: ModelSpec, rng: jax.Array, pseudo_inputs: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """C standard Gaussians, their means drawn from N(0, I), of equal weight."""
     shape = (spec.prior_components, spec.latent_dim)
     means, logvars = jax.random.normal(rng, shape), jnp.zeros(shape)
     weights = jnp.zeros(spec.prior_components)
-    return {"mixture": {"means": means, "logvars": logvars, "weights": weights}}
+    return {"mixture": {"means": means, "logvars": logvars, "weights": weights}}, {}
 
 
 def _components(params: dict[str, Any]) -> Components:
@@ -89,7 +94,7 @@ MIXTURE = Prior(
 # Tomczak and Welling 2018, eq. 9: p(z) = 1/C Σ_c q(z|u_c), the pseudo-inputs u_c learned. They
 # start as training examples.
 VAMP = Prior(
-    init=lambda spec, rng, pseudo_inputs: {"pseudo_inputs": {"inputs": pseudo_inputs}},
+    init=lambda spec, rng, pseudo_inputs: ({"pseudo_inputs": {"inputs": pseudo_inputs}}, {}),
     log_prob=lambda spec, components, z: mixture_log_prob(components, z),
     sample=lambda spec, components, rng: _sample_mixture(components, rng),
     pseudo_inputs=True,
@@ -120,10 +125,18 @@ def _moved_by_flow(spec: ModelSpec, params: dict[str, Any], z: jax.Array) -> jax
 
 
 FLOW = Prior(
-    init=lambda spec, rng, pseudo_inputs: flows.init(_flow_spec(spec), rng),
+    init=lambda spec, rng, pseudo_inputs: (flows.init(_flow_spec(spec), rng), {}),
     log_prob=_flow_log_prob,
     sample=_sample_flow,
     moved=_moved_by_flow,
+)
+
+HIERARCHICAL = Prior(
+    init=hierarchy.init_prior,
+    log_prob=hierarchy.log_prior,
+    sample=hierarchy.sample_prior,
+    moved=hierarchy.moved_prior,
+    layered=True,
 )
 
 PRIORS: dict[str, Prior] = {
@@ -131,4 +144,5 @@ PRIORS: dict[str, Prior] = {
     "mixture": MIXTURE,
     "vamp": VAMP,
     "flow": FLOW,
+    "hierarchical": HIERARCHICAL,
 }

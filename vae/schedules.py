@@ -74,10 +74,26 @@ def _cosine(t: jax.Array, hparams: HParams) -> jax.Array:
     return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
 
 
+# Stages of Burda et al. 2016, and where they begin in units of the first: 0, 1, 4, 13, ..., 1093.
+NUM_STAGES = 8
+STAGES = tuple((3**i - 1) // 2 for i in range(NUM_STAGES))
+
+
+def _stages(t: jax.Array, hparams: HParams) -> jax.Array:
+    """`lr_decay_rate`^(i/7) in stage i = 0 ... 7, which is 3^i of 3280 parts of `lr_decay_steps`.
+
+    Burda et al. 2016, section 5: with 3280 epochs and a rate of 1/10, 3^i epochs at 10^(−i/7).
+    """
+    first = jnp.asarray(hparams.lr_decay_steps, jnp.float32) / sum(3**i for i in range(NUM_STAGES))
+    begun = t[None] >= first * jnp.asarray(STAGES[1:], jnp.float32)
+    return hparams.lr_decay_rate ** (jnp.sum(begun).astype(jnp.float32) / (NUM_STAGES - 1))
+
+
 LEARNING_RATE_SCHEDULES: dict[str, Callable[[jax.Array, HParams], jax.Array]] = {
     "constant": lambda t, hparams: jnp.ones_like(t),
     "cosine": _cosine,
     "step": lambda t, hparams: hparams.lr_decay_rate ** jnp.floor(t / hparams.lr_decay_steps),
+    "stages": _stages,
     "exponential": lambda t, hparams: hparams.lr_decay_rate ** (t / hparams.lr_decay_steps),
     # The factor of reduce-on-plateau is in the optimiser's state: see vae.optimizers.
     "plateau": lambda t, hparams: jnp.ones_like(t),

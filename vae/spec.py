@@ -16,7 +16,12 @@ class ModelSpec:
       example_shape: shape of one example: (D,) for a vector, (H, W, C) for an image.
       width: units (mlp) or channels (conv) of every hidden layer, or one number per layer in the
         encoder's order; the decoder mirrors it.
-      latent_dim: dimensions of z; with discrete posteriors, the number of discrete variables.
+      latent_dim: dimensions of z, of all its stochastic layers together; with discrete posteriors,
+        the number of discrete variables.
+      stochastic: dimensions of each stochastic layer, from z_1, which the decoder reads, up; empty
+        where z has but one.
+      stochastic_depth, stochastic_width: hidden layers of each network between two stochastic
+        layers, and their units: one number, or one for each pair of neighbours, from the bottom up.
       posterior_rank: columns of the factor of the posterior `low_rank`.
       codes: values of one discrete variable: classes (`categorical`) or codebook entries (`vq`).
       code_dim: length of a codebook entry (`vq`).
@@ -44,6 +49,31 @@ class ModelSpec:
     prior_components: int = 50
     flow_layers: int = 4
     flow_width: int = 64
+    stochastic: tuple[int, ...] = ()
+    stochastic_depth: int = 2
+    stochastic_width: int | tuple[int, ...] = 64
+
+    def __post_init__(self):
+        if sum(self.latent_dims) != self.latent_dim:
+            raise ValueError(f"stochastic: {self.stochastic} are not {self.latent_dim} in all.")
+
+    @property
+    def latent_dims(self) -> tuple[int, ...]:
+        """Dimensions of each stochastic layer, from z_1 up."""
+        return self.stochastic or (self.latent_dim,)
+
+    @property
+    def encoder_layers(self) -> int:
+        """Hidden layers of the encoder, those of a ladder's higher rungs among them."""
+        rungs = len(self.latent_dims) - 1 if self.posterior == "ladder" else 0
+        return self.depth + rungs * self.stochastic_depth
+
+    @property
+    def stochastic_widths(self) -> tuple[int, ...]:
+        """Hidden units of the networks between two stochastic layers, from the bottom up."""
+        if isinstance(self.stochastic_width, int):
+            return (self.stochastic_width,) * (len(self.latent_dims) - 1)
+        return tuple(self.stochastic_width)
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -29,6 +29,11 @@ def _posterior(spec: Spec) -> str:
             "model.posterior: categorical, whose one-hot z is not one number a variable, and "
             "factor permutes the numbers of z one by one. Set model.posterior or objective.name."
         )
+    if name == "factor" and POSTERIORS[posterior].nets:
+        return (
+            f"model.posterior: {posterior}, whose layers depend on each other by their prior, and "
+            "factor makes all numbers of z independent. Set model.posterior or objective.name."
+        )
     if OBJECTIVES[name].admits(posterior):
         return ""
     fitting = ", ".join(p for p in POSTERIORS if OBJECTIVES[name].admits(p))
@@ -78,6 +83,42 @@ def _dimensions(spec: Spec) -> str:
         return (
             f"model.prior: flow couples latent dimensions, and model.latent_dim is {d}. "
             "Set model.latent_dim to 2 or more, or model.prior to mixture."
+        )
+    return ""
+
+
+def _layers(spec: Spec) -> str:
+    """Of stochastic layers."""
+    model, layered = spec.model, POSTERIORS[spec.model.posterior].nets
+    if layered and not PRIORS[model.prior].layered:
+        return (
+            f"model.prior: {model.prior}, and the layers of model.posterior {model.posterior} have "
+            "a prior of layers. Set model.prior to hierarchical, or model.posterior to gaussian."
+        )
+    if PRIORS[model.prior].layered and not layered:
+        return (
+            f"model.prior: hierarchical, and model.posterior {model.posterior} has no layers. Set "
+            "model.posterior to hierarchical or ladder, or model.prior to standard."
+        )
+    if len(model.latent_dims) > 1 and not layered:
+        return (
+            f"model.latent_dim: {len(model.latent_dims)} stochastic layers, and model.posterior "
+            f"{model.posterior} has one. Set model.posterior to hierarchical or ladder, or "
+            "model.latent_dim to one number."
+        )
+    between = len(model.latent_dims) - 1
+    if layered and len(model.stochastic_widths) != between:
+        return (
+            f"model.stochastic_width: {len(model.stochastic_widths)} numbers, and between the "
+            f"layers of model.latent_dim there are {between}. Set model.stochastic_width to one "
+            "number, or one for each pair of neighbours."
+        )
+    plain = spec.objective.estimator == "reparameterization"
+    if layered and between and model.norm == "batch" and not plain:
+        return (
+            f"objective.estimator: {spec.objective.estimator} needs log q(z|x) of a given z, which "
+            "with model.norm batch is that of a whole batch between stochastic layers. Set "
+            "objective.estimator to reparameterization, or model.norm to layer."
         )
     return ""
 
@@ -194,7 +235,7 @@ def _bounds(spec: Spec) -> str:
             f"objective.free_bits_groups: {groups} does not divide model.latent_dim "
             f"({spec.model.latent_dim}). Set it to a divisor."
         )
-    if groups and not objectives.analytic(spec):
+    if groups and not objectives.splits(spec):
         return (
             f"objective.free_bits_groups: {groups}, but the KL in this loss is sampled, one number "
             "for all dimensions. Set objective.free_bits_groups to null."
@@ -239,6 +280,7 @@ RULES: tuple[Callable[[Spec], str], ...] = (
     _posterior,
     _floor,
     _dimensions,
+    _layers,
     _prior,
     _estimator,
     _kl,

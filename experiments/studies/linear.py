@@ -1,6 +1,6 @@
 """The linear VAE without sampling, which several studies share.
 
-x̂ = zW + b, q(z|x) = N(xU + c, diag v) with one v for all x (Lucas et al. 2019, section 3), p(z) =
+x̂ = zW + b, q(z|x) = N(xU + c, diag v) with one v for all x (Lucas et al. 2019), p(z) =
 N(0, I), p(x|z) = N(x̂, η²I): the library's model without a hidden layer. Its distortion is known,
 
   −E log p(x|z) = −log p(x|E z) + ½ Σ_j v_j ‖W_j‖²/η²,
@@ -70,7 +70,7 @@ def start(of: ModelSpec, seeds: Sequence[int], gain: float = 1.0) -> Params:
         zeros = jnp.zeros(of.example_shape, jnp.float32)
         return model.init(of, HParams(init_gain=gain), rng, zeros)[0]
 
-    params = jax.vmap(one)(jnp.asarray(seeds, jnp.uint32))
+    params = jax.jit(jax.vmap(one))(jnp.asarray(seeds, jnp.uint32))
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), params)
     return one_variance(params)
 

@@ -32,7 +32,7 @@ def parameters(spec: ModelSpec, seed: int = 0, dtype=np.float32, size: float = 0
     stats = jax.tree_util.tree_map_with_path(
         lambda path, a: jnp.full(a.shape, path[-1].key in ones, dtype), stats
     )
-    if "posterior" in stats:
+    if "codebook" in stats.get("posterior", {}):
         codebook = jnp.asarray(rng.normal(size=stats["posterior"]["codebook"].shape), dtype)
         stats["posterior"] |= {"codebook": codebook, "total": codebook}
     return params, stats

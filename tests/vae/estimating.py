@@ -29,6 +29,11 @@ DRAWS, SAMPLES = 30_000, 4
 
 
 def model_spec(posterior="gaussian", values=3, latents=2, prior="standard"):
+    if POSTERIORS[posterior].nets:  # two layers, with a network of tanh units between them
+        layers = {"stochastic": (latents - 1, 1), "stochastic_depth": 1, "stochastic_width": 2}
+        layers |= {"activation": "tanh"}
+    else:
+        layers = {}
     return ModelSpec(
         (values,),
         latents,
@@ -39,6 +44,7 @@ def model_spec(posterior="gaussian", values=3, latents=2, prior="standard"):
         posterior_rank=1,
         flow_layers=2,
         flow_width=3,
+        **layers,
     )
 
 

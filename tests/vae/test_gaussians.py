@@ -52,7 +52,20 @@ class TestScales:
         # Oracle 23: softplus(0) = ln 2, and softplus_β(0) = ln(1 + e^{β·0})/β = 1 at β = ln 2.
         std = float(jnp.exp(0.5 * self.logvar("softplus")[-1]))
         assert std == pytest.approx(math.log(2), rel=1e-14)
-        assert std / math.log(2) == pytest.approx(1, rel=1e-14)
+        assert float(jnp.exp(0.5 * self.logvar("softplus_ln2")[-1])) == pytest.approx(1, rel=1e-14)
+
+    def test_softplus_ln2(self, x64):
+        # σ = log₂(1 + 2^s); where s ln 2 < −10 it is 2^s/ln 2, off by less than 2^s.
+        expected = 2 * np.log(np.logaddexp2(0, self.S))
+        np.testing.assert_allclose(self.logvar("softplus_ln2"), expected, rtol=1e-12, atol=5e-5)
+        assert np.all(np.diff(self.logvar("softplus_ln2")[:241]) > 0)
+
+    def test_soft_clamp(self, x64):
+        logvar = self.logvar("soft_clamp")
+        np.testing.assert_allclose(logvar, 10 * np.tanh(self.S / 5), rtol=1e-14)
+        # σ from e^−5 to e^5, and near 0 log σ is s.
+        assert np.max(np.abs(logvar)) <= 10
+        assert float(jax.grad(lambda s: jnp.sum(self.logvar("soft_clamp", s)))(0.0)) == 2
 
     @pytest.mark.parametrize("floor", [0.0, 1e-3, 0.1, 1.0, 30.0])
     def test_floored_cannot_come_closer_to_the_prior(self, floor, x64):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,24 @@ def test_parts_are_in_the_order_of_computation():
         *(f"decoder/{name}" for name in ("layer_0", "output", "variance")),
         "discriminator/layer_0",
         "discriminator/output",
+    ]
+
+
+def test_stochastic_layers_go_up_where_z_is_inferred_and_down_where_it_is_made():
+    # Of eleven layers: tests/vae/test_hierarchy.py.
+    spec = ModelSpec((4,), 3, depth=1, posterior="hierarchical", prior="hierarchical")
+    params, _ = parameters(dataclasses.replace(spec, stochastic=(1, 1, 1)))
+    assert layer_names(params) == [
+        *("encoder/layer_0", "encoder/mean", "encoder/scale"),
+        *("posterior/z_2", "posterior/z_3", "prior/z_2", "prior/z_1"),
+        *("decoder/layer_0", "decoder/output"),
+    ]
+    params, _ = parameters(
+        dataclasses.replace(spec, posterior="ladder", stochastic=(2, 1), stochastic_depth=1)
+    )
+    assert layer_names(params) == [
+        *(f"encoder/{n}" for n in ("layer_0", "layer_1", "mean", "scale", "mean_2", "scale_2")),
+        *("prior/z_1", "decoder/layer_0", "decoder/output"),
     ]
 
 

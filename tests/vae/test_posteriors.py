@@ -33,7 +33,7 @@ from vae.posteriors import POSTERIORS
 
 
 class TestShapes:
-    @pytest.mark.parametrize("name", POSTERIORS)
+    @pytest.mark.parametrize("name", SPECS)
     def test_of_heads_noise_and_draws(self, name):
         spec, family = SPECS[name], POSTERIORS[name]
         latent_size = {"categorical": D * 4, "vq": D * 2}.get(name, D)
@@ -58,7 +58,7 @@ class TestShapes:
         if family.kl is not None:
             assert family.kl(spec, posterior).shape == (D,)
 
-    @pytest.mark.parametrize("name", POSTERIORS)
+    @pytest.mark.parametrize("name", SPECS)
     @pytest.mark.parametrize("train", [True, False])
     def test_of_the_terms_of_a_batch(self, name, train):
         spec = SPECS[name]

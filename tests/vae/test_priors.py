@@ -24,8 +24,21 @@ SPECS = {
     )
     for name in PRIORS
 }
+SPECS["hierarchical"] = dataclasses.replace(
+    SPECS["hierarchical"],
+    posterior="hierarchical",
+    activation="tanh",
+    stochastic=(1, 1),
+    stochastic_width=5,
+)
 # Where all of each density is: of the widest component of `mixture` and `vamp`, ±8 deviations.
-HALF_WIDTH = {"standard": 9.0, "mixture": 12.0, "vamp": 12.0, "flow": 30.0}
+HALF_WIDTH = {
+    "standard": 9.0,
+    "mixture": 12.0,
+    "vamp": 12.0,
+    "flow": 30.0,
+    "hierarchical": 30.0,
+}
 
 
 def state_of(spec, dtype=np.float64):
@@ -36,8 +49,8 @@ def state_of(spec, dtype=np.float64):
 
 @functools.partial(jax.jit, static_argnames="spec", compiler_options=COMPILE_FAST)
 def log_probs(spec, state, z):
-    """log p(z) of z [N, d]."""
-    return jax.vmap(functools.partial(PRIORS[spec.prior].log_prob, spec, state))(z)
+    """log p(z) of z [N, d]; of layers the sum over dimensions."""
+    return jax.vmap(lambda z: jnp.sum(PRIORS[spec.prior].log_prob(spec, state, z)))(z)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "n"), compiler_options=COMPILE_FAST)
@@ -157,7 +170,9 @@ class TestStart:
 
     def test_the_mixture(self):
         spec = dataclasses.replace(SPECS["mixture"], prior_components=4000)
-        mixture = PRIORS["mixture"].init(spec, jax.random.key(0), None)["mixture"]
+        params, stats = PRIORS["mixture"].init(spec, jax.random.key(0), None)
+        mixture = params["mixture"]
+        assert stats == {}
         means = np.float64(mixture["means"])
         assert means.shape == (4000, 2)
         assert np.all(np.abs(means.mean(0)) < 5 / math.sqrt(4000))
@@ -171,7 +186,9 @@ class TestStart:
 
     def test_the_networks_start_the_same_with_any_prior(self):
         inputs = jnp.zeros((3, 4))
-        starts = {name: self.start(name, inputs)[0] for name in PRIORS}
+        # Of a hierarchy the decoder reads one layer of z, and so has another shape.
+        flat = [name for name in PRIORS if name != "hierarchical"]
+        starts = {name: self.start(name, inputs)[0] for name in flat}
         for name, params in starts.items():
             assert ("prior" in params) == (name != "standard")
             for part in ("encoder", "decoder"):
@@ -181,7 +198,9 @@ class TestStart:
 class TestTerms:
     @pytest.mark.parametrize("name", PRIORS)
     def test_the_rate_is_to_this_prior(self, name):
-        spec = dataclasses.replace(SPECS[name], norm="batch")
+        # BatchNorm between the layers makes of the density of z that of a batch, in training.
+        norm = "layer" if name == "hierarchical" else "batch"
+        spec = dataclasses.replace(SPECS[name], norm=norm)
         params, stats = parameters(spec)
         rng = np.random.default_rng(0)
         x, noise = jnp.float32(rng.uniform(size=(5, 4))), jnp.float32(rng.normal(size=(5, 3, 2)))
@@ -195,8 +214,9 @@ class TestTerms:
         if name == "standard":
             assert terms.kl.shape == (5, 2)
         else:
-            sampled = (terms.log_qz - terms.log_pz).mean(1, keepdims=True)
-            np.testing.assert_allclose(terms.kl, sampled, rtol=1e-5, atol=1e-6)
+            sampled = (terms.log_qz - terms.log_pz).mean(1)
+            np.testing.assert_allclose(terms.kl.sum(1), sampled, rtol=1e-5, atol=1e-6)
+            assert terms.kl.shape == (5, 2 if name == "hierarchical" else 1)
 
 
 class TestPseudoInputs:

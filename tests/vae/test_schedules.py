@@ -84,6 +84,28 @@ def test_cyclical_beta_far_into_a_long_training():
     np.testing.assert_allclose(value, [1, 0, 0.5, 0.999998], rtol=1e-6)
 
 
+def stage_of(fraction):
+    """Which of eight stages, each three times as long as the one before, of 1 + 3 + ... + 3^7."""
+    ends = np.cumsum(3.0 ** np.arange(8)) / 3280
+    return np.minimum((np.asarray(fraction)[:, None] >= ends[None]).sum(1), 7)
+
+
+@pytest.mark.parametrize("steps_per_epoch", [3000, 2980])
+def test_the_stages_are_those_of_burda(steps_per_epoch):
+    # Oracle 21: 3^i epochs at 10^(−i/7) of the first rate; their code has 10, 7.2, ... ×1e-4.
+    assert sum(3**i for i in range(8)) == 3280
+    starts = np.cumsum([0, *(3**i for i in range(7))]) * steps_per_epoch
+    ends = np.append(starts[1:], 3280 * steps_per_epoch) - 1
+    hparams = HParams(learning_rate=1e-3, lr_decay_rate=0.1, lr_decay_steps=ends[-1] + 1.0)
+    run = jax.tree.map(lambda a: a[0], stack([hparams]))
+    for steps in (starts, ends):
+        value = [float(schedules.learning_rate("stages", jnp.int32(t), run)) for t in steps]
+        np.testing.assert_allclose(value, 1e-3 * 10 ** (-np.arange(8) / 7), rtol=1e-5)
+        np.testing.assert_allclose(
+            np.array(value) * 1e4, [10, 7.2, 5.2, 3.7, 2.7, 1.9, 1.4, 1.0], atol=0.05
+        )
+
+
 @pytest.mark.parametrize(
     ("name", "formula"),
     [
@@ -91,6 +113,7 @@ def test_cyclical_beta_far_into_a_long_training():
         ("plateau", lambda t: np.ones_like(t)),
         ("cosine", lambda t: 0.2 + 0.8 * (1 + np.cos(math.pi * np.minimum(t / 90, 1))) / 2),
         ("step", lambda t: 0.2 ** (t // 90)),
+        ("stages", lambda t: 0.2 ** (stage_of(t / 90) / 7)),
         ("exponential", lambda t: 0.2 ** (t / 90)),
     ],
 )
@@ -110,6 +133,7 @@ def test_every_schedule_of_the_config_is_tested():
         "plateau",
         "cosine",
         "step",
+        "stages",
         "exponential",
     }
 

@@ -47,6 +47,7 @@ def refusal(**parts):
 
 GAUSSIANS = ("gaussian", "full", "low_rank")
 FLOWS = ("iaf", "coupling")
+LAYERED = ("hierarchical", "ladder")
 MOMENTS = ("tcvae", "dip_i", "dip_ii")  # which read mean and variance of each dimension
 
 
@@ -66,13 +67,17 @@ def fits(objective, posterior, prior, estimator):
     if posterior == "categorical":
         likely = objective in ("elbo", "capacity", "vaegan")
         return likely and prior == "standard" and estimator == "reparameterization"
+    if (posterior in LAYERED) != (prior == "hierarchical"):
+        return False
+    if posterior in LAYERED and objective not in (*BOUNDS, "capacity", "vaegan"):
+        return False
     if objective in MOMENTS and posterior != "gaussian":
         return False
     if prior == "vamp" and posterior != "gaussian":
         return False
     if estimator in ("dreg", "gdreg", "score") and objective not in BOUNDS:
         return False
-    if estimator == "gdreg" and prior != "flow":
+    if estimator == "gdreg" and prior not in ("flow", "hierarchical"):
         return False
     return posterior != "iaf" or estimator == "reparameterization"
 
@@ -137,6 +142,37 @@ def test_every_likelihood_goes_with_every_objective(likelihood):
         ({"posterior": "iaf", "latent_dim": 1}, r"model\.posterior: iaf couples"),
         ({"posterior": "iaf", "flow_width": 3}, r"model\.flow_width: 3 hidden .* 4 latent"),
         ({"prior": "flow", "latent_dim": 1}, r"model\.prior: flow couples .* to mixture"),
+        # _layers
+        (
+            {"name": "factor", "posterior": "ladder", "prior": "hierarchical"},
+            r"model\.posterior: ladder, whose layers depend on each other .*factor makes all",
+        ),
+        (
+            {"posterior": "hierarchical"},
+            r"model\.prior: standard, and the layers of model\.posterior hierarchical",
+        ),
+        (
+            {"prior": "hierarchical", "posterior": "full"},
+            r"model\.prior: hierarchical, and model\.posterior full has no layers",
+        ),
+        (
+            {"stochastic": (3, 1)},
+            r"model\.latent_dim: 2 stochastic layers, and model\.posterior gaussian has one",
+        ),
+        (
+            {"stochastic": (2, 1, 1), "stochastic_width": (8,)}
+            | {"posterior": "ladder", "prior": "hierarchical"},
+            r"model\.stochastic_width: 1 numbers, .* there are 2",
+        ),
+        (
+            {"stochastic": (3, 1), "norm": "batch", "name": "iwae", "estimator": "dreg"}
+            | {"posterior": "hierarchical", "prior": "hierarchical"},
+            r"objective\.estimator: dreg needs log q\(z\|x\) of a given z, .*model\.norm batch",
+        ),
+        (
+            {"posterior_scale": "floored", "posterior": "ladder", "prior": "hierarchical"},
+            r"model\.posterior_scale: floored .*ladder is not all of a dimension's spread",
+        ),
         # _prior
         (
             {"name": "autoencoder", "posterior": "point", "prior": "flow"},
@@ -218,6 +254,12 @@ def test_what_is_refused_and_why(parts, message):
         {"name": "capacity", "batch_size": 1},
         {"output_bias": "data_mean", "likelihood": "logistic_pixel"},
         {"posterior_scale": "floored", "posterior": "full"},
+        {"posterior": "ladder", "prior": "hierarchical", "free_bits_groups": 2},
+        {"posterior": "ladder", "prior": "hierarchical", "norm": "batch", "estimator": "stl"},
+        {"posterior": "hierarchical", "prior": "hierarchical", "stochastic": (2, 1, 1)}
+        | {"stochastic_width": (8, 4), "norm": "batch"},
+        {"posterior": "hierarchical", "prior": "hierarchical", "stochastic": (3, 1)}
+        | {"norm": "layer", "estimator": "gdreg"},
     ],
     ids=lambda parts: "-".join(map(str, parts.values())),
 )

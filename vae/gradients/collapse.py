@@ -215,6 +215,7 @@ def posterior_means(
     def one(raw, rng):
         x = prepare(examples.transform, raw, None)
         posterior, _ = model.encode(spec, params, stats, hparams, x, train=False)
+        center = model.location(spec, params, posterior)
 
         def body(sums, number):
             noise = model.noise(spec, jax.random.fold_in(rng, number), chunk)
@@ -223,14 +224,14 @@ def posterior_means(
             )
             used = number * chunk + jnp.arange(chunk) < num_samples
             log_w = jnp.where(used, objectives.iw_log_weights(terms), -jnp.inf)
-            # From the mean on, so that the difference of two averages of z loses no digits.
-            moved = jnp.where(used[:, None], terms.z - posterior.mean[None], 0)
+            # From there on, so that the difference of two averages of z loses no digits.
+            moved = jnp.where(used[:, None], terms.z - center[None], 0)
             return _add(sums, log_w, moved), None
 
-        start = _Sums.empty(posterior.mean)
+        start = _Sums.empty(center)
         sums, _ = jax.lax.scan(body, start, jnp.arange(-(-num_samples // chunk)))
         plain = sums.plain / num_samples
-        mean = posterior.mean if spec.posterior in _GAUSSIANS else posterior.mean + plain
+        mean = center if spec.posterior in _GAUSSIANS else center + plain
         return Means(
             encoder=mean,
             model=mean + (sums.weighted / sums.weight - plain),

@@ -47,9 +47,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = model = ml_collections.ConfigDict()
     # mlp; conv (strided convolutions, for H × W × C images, depth >= 1).
     model.net = "mlp"
-    # Dimensions of z, >= 1: one number, or, of the posteriors hierarchical and ladder, one per
-    # stochastic layer from the one that the decoder reads up, e.g. [64, 32, 16].
-    model.latent_dim = config_dict.FieldReference(8, field_type=object)
+    # Dimensions of z. Whole number >= 1.
+    model.latent_dim = 8
     # Hidden layers of the encoder, and of the decoder. Whole number >= 0; 0 is a linear model.
     model.depth = 2
     # Units (conv: channels) of a hidden layer, >= 1: one number for all layers, or one per layer in
@@ -66,6 +65,9 @@ def get_config() -> ml_collections.ConfigDict:
     # none; plain (x + f(x)); scaled (x + f(x) / √layers); zero_init (x + g f(x), the gate g learned
     # from 0). Others than none need net mlp and equal widths.
     model.residual = "none"
+    # none; concat (z is put beside the input of each of the decoder's later layers and of its
+    # output: Skip-VAE, Dieng et al. 2019), which needs net mlp and residual none.
+    model.latent_skip = "none"
     # p(x|z). Values in [0, 1]: bernoulli, continuous_bernoulli. Any values: gaussian, laplace,
     # student (fixed sigma); gaussian_shared, laplace_shared, student_shared (one learned scale);
     # gaussian_pixel, laplace_pixel, student_pixel (one learned scale per pixel); gaussian_optimal
@@ -78,13 +80,17 @@ def get_config() -> ml_collections.ConfigDict:
     model.sigma = 1.0
     # N. student: degrees of freedom. > 0.
     model.student_df = 5.0
+    # What the decoder's output is made into where it is the location of p(x|z) (gaussian, laplace,
+    # student): identity (itself); sigmoid (between 0 and 1).
+    model.output = "identity"
     # The decoder's initial output bias: zero; data_mean (its first output is the mean image).
     model.output_bias = "zero"
     # q(z|x): gaussian (diagonal); full (covariance); low_rank (diagonal + factors); iaf (inverse
     # autoregressive flow), coupling (flow); of several stochastic layers, with prior hierarchical:
     # hierarchical (from the bottom up, Burda et al. 2016), ladder (from the top down, joined with
     # the prior, Sønderby et al. 2016); point (no distribution: objectives autoencoder and mmd);
-    # categorical (Gumbel-softmax); vq (codebook: objective vq).
+    # squashed, tied (what objectives log_softmax and tied take for a sample); categorical
+    # (Gumbel-softmax); vq (codebook: objective vq).
     model.posterior = "gaussian"
     # What the encoder's scale head outputs, and those between stochastic layers: logvar (log σ²);
     # softplus (σ = softplus of it); softplus_ln2 (softplus of sharpness ln 2, which is 1 at 0);
@@ -108,8 +114,7 @@ def get_config() -> ml_collections.ConfigDict:
     # N. categorical: steps in which the temperature falls by a factor e. > 0.
     model.temperature_steps = 1000.0
     # p(z): standard (N(0, I); uniform for discrete latents); mixture (learned Gaussians); vamp
-    # (posteriors at learned pseudo-inputs, Tomczak and Welling 2018); flow (coupling flow);
-    # hierarchical (each stochastic layer given the one above, the top N(0, I)).
+    # (posteriors at learned pseudo-inputs, Tomczak and Welling 2018); flow (coupling flow).
     model.prior = "standard"
     # mixture, vamp: number of components, for vamp at most the training examples. >= 1.
     model.prior_components = 50
@@ -117,17 +122,15 @@ def get_config() -> ml_collections.ConfigDict:
     model.flow_layers = 4
     # Hidden units of each, for iaf at least latent_dim. Whole number >= 1.
     model.flow_width = 64
-    # Hidden layers of each network between two stochastic layers. Whole number >= 0; 0 is linear.
-    model.stochastic_depth = 2
-    # Units of each, >= 1: one number, or one per pair of neighbouring layers from the bottom up.
-    model.stochastic_width = config_dict.FieldReference(64, field_type=object)
 
     config.objective = objective = ml_collections.ConfigDict()
     # What is minimised, in nats per example. Bounds of several samples: iwae; miwae, piwae (groups
     # of samples); ciwae; renyi. Others are distortion + beta × rate (elbo) and something more:
     # capacity (|rate − capacity| in place of the rate), tcvae, factor (total correlation), dip_i,
     # dip_ii (moments of the aggregate posterior), mmd (InfoVAE, WAE), vaegan, vq; autoencoder is
-    # the distortion alone. configs/objectives/ has one config for each.
+    # the distortion alone. log_softmax and tied are losses of two write-ups as they print them,
+    # faults and all (vae/printed.py). configs/objectives/ and, of those two, configs/seeds/ have
+    # one config for each.
     objective.name = "elbo"
     # Of the gradient: reparameterization; stl (without the score of q, Roeder et al. 2017); dreg
     # (doubly reparameterised, Tucker et al. 2019); gdreg (dreg, and the same for the parameters

@@ -93,6 +93,7 @@ FIELDS: dict[str, Field] = {
     "model.init": Field(str, choices=("glorot", "he", "lecun", "orthogonal", "uniform")),
     "model.init_gain": Field(float, above=0, hparam="init_gain"),
     "model.residual": Field(str, choices=("none", "plain", "scaled", "zero_init")),
+    "model.latent_skip": Field(str, choices=("none", "concat")),
     "model.likelihood": Field(
         str,
         choices=(
@@ -116,6 +117,7 @@ FIELDS: dict[str, Field] = {
     ),
     "model.sigma": Field(float, above=0, hparam="sigma"),
     "model.student_df": Field(float, above=0, hparam="student_df"),
+    "model.output": Field(str, choices=("identity", "sigmoid")),
     "model.output_bias": Field(str, choices=("zero", "data_mean")),
     "model.posterior": Field(
         str,
@@ -128,6 +130,8 @@ FIELDS: dict[str, Field] = {
             "hierarchical",
             "ladder",
             "point",
+            "squashed",
+            "tied",
             "categorical",
             "vq",
         ),
@@ -166,6 +170,8 @@ FIELDS: dict[str, Field] = {
             "dip_ii",
             "mmd",
             "autoencoder",
+            "log_softmax",
+            "tied",
             "vaegan",
             "vq",
         ),

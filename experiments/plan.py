@@ -319,7 +319,7 @@ def _eval_plan(flat: Mapping[str, Any], dataset: data.Dataset, num_steps: int) -
         every=flat["eval.every"] or max(1, num_steps // 20),
         samples=flat["eval.samples"],
         # Without densities there are no importance weights.
-        iw_samples=0 if flat["model.posterior"] == "point" else flat["eval.iw_samples"],
+        iw_samples=0 if flat["model.posterior"] in rules.POINTS else flat["eval.iw_samples"],
         train_limit=min(limit, dataset.num_train),
     )
 

@@ -24,8 +24,11 @@ NO_FREE_BITS = (
     "renyi",
     "capacity",
     "autoencoder",
+    "log_softmax",
+    "tied",
     "vq",
 )
+POINTS = ("point", "squashed", "tied")
 NO_FREE_BITS_ESTIMATORS = ("dreg", "gdreg", "score")
 
 # Steps that something takes, and when it counts.
@@ -77,6 +80,12 @@ def check(flat: Mapping[str, Any]) -> None:
             f"equal, and model.width is {fields.show(width)}. Set model.width to one number, "
             "or model.residual to none."
         )
+    if flat["model.latent_skip"] != "none" and (net != "mlp" or residual != "none"):
+        raise UserError(
+            f"model.latent_skip: {flat['model.latent_skip']} widens the layers of an mlp, to whose "
+            f"input nothing can be added then: it needs model.net mlp, got {net}, and "
+            f"model.residual none, got {residual}. Set these, or model.latent_skip to none."
+        )
     scaling, binarization = flat["data.scaling"], flat["data.binarization"]
     if binarization != "none" and scaling != "unit":
         raise UserError(
@@ -99,7 +108,7 @@ def check(flat: Mapping[str, Any]) -> None:
     objective = flat["objective.name"]
     estimator = flat["objective.estimator"]
     no_rate = objective in NO_FREE_BITS or estimator in NO_FREE_BITS_ESTIMATORS
-    if flat["objective.free_bits"] > 0 and (no_rate or flat["model.posterior"] == "point"):
+    if flat["objective.free_bits"] > 0 and (no_rate or flat["model.posterior"] in POINTS):
         raise UserError(
             f"objective.free_bits: {flat['objective.free_bits']}, but the loss of {objective} with "
             f"the estimator {estimator} has no rate of which a part could be free. Set "

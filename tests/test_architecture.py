@@ -26,6 +26,7 @@ LIBRARY = (
     "vae.gaussians",
     "vae.discrete",
     "vae.hierarchy",
+    "vae.printed",
     "vae.posteriors",
     "vae.priors",
     "vae.penalties",
@@ -46,6 +47,8 @@ LIBRARY = (
     "vae.train",
     "vae.evaluate",
     "vae.gallery",
+    "vae.sharpness",
+    "vae.attribution",
     "vae.divergence",
     "vae.gradients",
 )

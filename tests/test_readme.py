@@ -287,7 +287,7 @@ def test_a_table_or_function_in_the_text_exists(doc):
     "field",
     [
         *("objective.name", "objective.estimator"),
-        *("model.posterior", "model.prior", "model.likelihood"),
+        *("model.posterior", "model.prior", "model.likelihood", "model.output"),
     ],
 )
 def test_the_readme_names_every_choice(field):

@@ -18,7 +18,7 @@ from vae.data import Examples
 from vae.family import Posterior
 from vae.hparams import HParams
 from vae.loss import Batch, batch_at, batch_loss
-from vae.posteriors import POSTERIORS
+from vae.posteriors import POINTS, POSTERIORS
 from vae.priors import PRIORS
 from vae.spec import ModelSpec, Spec
 from vae.train import TrainState
@@ -83,7 +83,7 @@ def _replay(spec: Spec, examples: Examples, state: TrainState):
     )(state.params)
     outputs = _finite_outputs(spec, examples, state, batch)
     terms = {name: jnp.isfinite(metrics[name]) for name in ("rate", "distortion")}
-    if spec.model.posterior == "point":  # which has no rate
+    if spec.model.posterior in POINTS:  # which have no rate
         terms["rate"] = jnp.ones((), bool)
     terms |= {name: outputs.pop(name) for name in ("scale", "factor")}
     terms["loss"] = jnp.isfinite(metrics["loss"])

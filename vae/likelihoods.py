@@ -51,6 +51,8 @@ class Likelihood(NamedTuple):
       scale: where log σ² comes from: `fixed`, `shared`, `pixel`, `optimal`, or "" (no scale).
       numbers: hyperparameters that it reads.
       levels: of discrete data, the number of values that x takes, evenly over its support; else 0.
+      location: whether the head `output` is the location of a density on the whole line, which
+        `OUTPUTS` may bound.
     """
 
     log_prob: Callable[[jax.Array, Outputs], jax.Array]
@@ -62,6 +64,7 @@ class Likelihood(NamedTuple):
     scale: str = ""
     numbers: tuple[str, ...] = ()
     levels: int = 0
+    location: bool = False
 
 
 def _logit(mean: jax.Array) -> jax.Array:
@@ -69,6 +72,24 @@ def _logit(mean: jax.Array) -> jax.Array:
     # at about ten thousand images.
     p = jnp.clip(mean, 5e-5, 1 - 5e-5)
     return jnp.log(p) - jnp.log1p(-p)
+
+
+class Output(NamedTuple):
+    """What is made of the head `output` where it is a location, see `OUTPUTS`.
+
+    Attributes:
+      value: the head [*x] -> the location, [*x].
+      inverse: a location -> the head that gives it, for the bias that starts there.
+    """
+
+    value: Callable[[jax.Array], jax.Array]
+    inverse: Callable[[jax.Array], jax.Array]
+
+
+OUTPUTS: dict[str, Output] = {
+    "identity": Output(lambda head: head, lambda location: location),
+    "sigmoid": Output(jax.nn.sigmoid, _logit),
+}
 
 
 def _sample_bernoulli(rng: jax.Array, outputs: Outputs) -> jax.Array:
@@ -141,6 +162,7 @@ GAUSSIAN = Likelihood(
     bias=lambda mean: mean,
     support=(-float("inf"), float("inf")),
     scale="fixed",
+    location=True,
 )
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from vae import hierarchy
 from vae.family import Posterior
 from vae.hparams import HParams
-from vae.likelihoods import LIKELIHOODS, MIN_PIXEL_LOGVAR
+from vae.likelihoods import LIKELIHOODS, MIN_PIXEL_LOGVAR, OUTPUTS
 from vae.nets import Decoder, Encoder
 from vae.posteriors import POSTERIORS
 from vae.priors import PRIORS, Components
@@ -198,6 +198,7 @@ def decode(
 
     def one(z, taps):
         heads, updated = decoder(spec, params, stats, z, train, taps=taps)
+        heads["output"] = OUTPUTS[spec.output].value(heads["output"])
         return heads, updated.get("batch_stats", {})
 
     # A single sample is not mapped over: the axis is there by its name alone. With an axis of one,
@@ -443,7 +444,7 @@ def init(
         output = params["decoder"]["output"]
         # One number a value, or, where the head is a convolution, one a channel.
         mean = data_mean.reshape(-1, output["bias"].shape[0]).mean(0)
-        output["bias"] = likelihood.bias(mean)
+        output["bias"] = OUTPUTS[spec.output].inverse(likelihood.bias(mean))
     if likelihood.scale == "shared":
         params["likelihood"] = {"logvar": 2 * jnp.log(jnp.asarray(hparams.sigma, jnp.float32))}
     if likelihood.scale == "optimal":

@@ -185,9 +185,11 @@ def _mlp_encode(spec: ModelSpec, x: jax.Array, train: bool) -> jax.Array:
 
 
 def _mlp_decode(spec: ModelSpec, z: jax.Array, train: bool) -> Head:
+    """With `latent_skip`, z is beside h in the input of each layer and head; Dieng et al. 2019."""
     h = z
     for i, width in enumerate(spec.widths[::-1]):
         h = DenseLayer(spec, width, ("batch", "sample"), name=f"layer_{i}")(h, train)
+        h = h if spec.latent_skip == "none" else jnp.concatenate([h, z])
 
     def head(name: str, channels: int) -> jax.Array:
         size = spec.num_pixels * channels

@@ -6,7 +6,7 @@ To add one: write a function (terms, context) -> (loss in nats, metrics), and gi
 reported is the bound itself, whichever surrogate gives its gradient.
 
 Batch-coupled objectives are collectives over the axis `batch`. For them (`tcvae`, `factor`, `mmd`,
-`dip_i`, `dip_ii`, `capacity`) the gradient of the batch is not a mean of gradients that the
+`dip_i`, `dip_ii`, `capacity`, `tied`) the gradient of the batch is not a mean of gradients that the
 examples would have on their own.
 """
 
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vae import adversaries, bounds, model, penalties, schedules
+from vae import adversaries, bounds, model, penalties, printed, schedules
 from vae.hparams import HParams
 from vae.model import Params, Path, Stats, Terms
-from vae.posteriors import POSTERIORS
+from vae.posteriors import POINTS, POSTERIORS
 from vae.spec import Spec
 
 Metrics = dict[str, jax.Array]
@@ -57,7 +57,7 @@ class Objective(NamedTuple):
       metrics: what it reports beside what every objective reports.
       adversary: its discriminator, a row of `vae.adversaries`; or "".
       coupled: whether it needs a batch of two or more.
-      posteriors: those it is for; empty: all but `point` and `vq`.
+      posteriors: those it is for; empty: all but points and `vq`.
     """
 
     loss: Callable[[Terms, Context], tuple[jax.Array, Metrics]] | None
@@ -70,7 +70,7 @@ class Objective(NamedTuple):
         """Whether it can be used with a posterior."""
         if self.posteriors:
             return posterior in self.posteriors
-        return posterior not in ("point", "vq")
+        return posterior not in (*POINTS, "vq")
 
 
 def free_bits(kl: jax.Array, floor: jax.Array, groups: int = 0) -> jax.Array:
@@ -204,6 +204,18 @@ def autoencoder_loss(terms: Terms, context: Context) -> tuple[jax.Array, Metrics
     return distortion(terms), {}
 
 
+def log_softmax_loss(terms: Terms, context: Context) -> tuple[jax.Array, Metrics]:
+    """D + β·Σ_j [log softmax(z)_j − log softmax(m)_j] of z = sigmoid(m); see `vae.printed`."""
+    penalty = printed.log_softmax_difference(terms.posterior.mean, terms.z[0])
+    return distortion(terms) + context.beta * penalty, {"penalty": penalty}
+
+
+def tied_loss(terms: Terms, context: Context) -> tuple[jax.Array, Metrics]:
+    """D + (D + β·½Σ_j (h_j² + e^{h_j} − 1 − h_j)) of z = BatchNorm(h); see `vae.printed`."""
+    penalty = printed.tied_kl(terms.posterior.mean)
+    return 2 * distortion(terms) + context.beta * penalty, {"penalty": penalty}
+
+
 def vq_loss(terms: Terms, context: Context) -> tuple[jax.Array, Metrics]:
     """D + β_c Σ |z_e − sg(e)|²; van den Oord et al. 2017, eq. 3, the codebook by averages.
 
@@ -276,6 +288,8 @@ OBJECTIVES: dict[str, Objective] = {
         posteriors=("gaussian", "full", "low_rank", "iaf", "coupling", "point"),
     ),
     "autoencoder": Objective(autoencoder_loss, posteriors=("point",)),
+    "log_softmax": Objective(log_softmax_loss, ("penalty",), posteriors=("squashed",)),
+    "tied": Objective(tied_loss, ("penalty",), coupled=True, posteriors=("tied",)),
     "vaegan": Objective(vaegan_loss, ("feature_error", *_DISCRIMINATED), adversary="data"),
     "vq": Objective(vq_loss, ("commitment", "perplexity", "code_usage"), posteriors=("vq",)),
 }
@@ -351,8 +365,8 @@ def _surrogate(
 def metrics(terms: Terms) -> Metrics:
     """What is reported of one example in training and in evaluation alike, in nats.
 
-    rate R = KL(q(z|x)||p(z)), distortion D = −mean_k log p(x|z_k), elbo = −(D + R). The posterior
-    `point` has neither a rate nor an elbo: they are not numbers.
+    rate R = KL(q(z|x)||p(z)), distortion D = −mean_k log p(x|z_k), elbo = −(D + R). A point
+    (`vae.posteriors.POINTS`) has neither a rate nor an elbo: they are not numbers.
     """
     rate, distorted = jnp.sum(terms.kl), distortion(terms)
     return {"rate": rate, "distortion": distorted, "elbo": -(rate + distorted)}

@@ -6,7 +6,7 @@ A posterior is one row of `POSTERIORS`: pure functions of one example. z has `la
 
 import jax.numpy as jnp
 
-from vae import distributions, flows
+from vae import distributions, flows, printed
 from vae.discrete import CATEGORICAL, VQ
 from vae.family import MODES, Family, Posterior
 from vae.gaussians import FULL, GAUSSIAN, LOW_RANK
@@ -68,6 +68,30 @@ POINT = GAUSSIAN._replace(
     modes=("total",),
 )
 
+# The codes of two write-ups that take them for draws of a posterior, see `vae.printed`.
+
+SQUASHED = POINT._replace(
+    draw=lambda spec, params, posterior, noise, hparams, train: (
+        printed.squashed(posterior.mean),
+        None,
+    ),
+    location=lambda spec, params, posterior: printed.squashed(posterior.mean),
+)
+
+TIED = POINT._replace(
+    posterior=lambda spec, heads, stats, hparams: Posterior(heads["mean"], rest=stats["norm"]),
+    draw=lambda spec, params, posterior, noise, hparams, train: (
+        printed.normalized(params, posterior, train),
+        None,
+    ),
+    location=lambda spec, params, posterior: printed.normalized(params, posterior, False),
+    init=lambda spec, rng: printed.init_norm(spec.latent_dim),
+    update=lambda spec, posterior, stats, hparams: printed.update_norm(posterior, stats),
+)
+
+# Without a density: rate, elbo and nll are not numbers.
+POINTS = ("point", "squashed", "tied")
+
 
 POSTERIORS: dict[str, Family] = {
     "gaussian": GAUSSIAN,
@@ -76,6 +100,8 @@ POSTERIORS: dict[str, Family] = {
     "iaf": _flow("iaf"),
     "coupling": _flow("coupling"),
     "point": POINT,
+    "squashed": SQUASHED,
+    "tied": TIED,
     "categorical": CATEGORICAL,
     "vq": VQ,
     "hierarchical": HIERARCHICAL,

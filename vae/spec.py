@@ -25,6 +25,7 @@ class ModelSpec:
       posterior_rank: columns of the factor of the posterior `low_rank`.
       codes: values of one discrete variable: classes (`categorical`) or codebook entries (`vq`).
       code_dim: length of a codebook entry (`vq`).
+      latent_skip: whether the decoder's later layers read z too: `none`, `concat`.
       prior_components: components of the priors `mixture` and `vamp`.
       flow_layers, flow_width: of a posterior or prior that is a flow, each.
     """
@@ -39,7 +40,9 @@ class ModelSpec:
     init: str = "glorot"
     residual: str = "none"
     likelihood: str = "bernoulli"
+    output: str = "identity"
     output_bias: str = "zero"
+    latent_skip: str = "none"
     posterior: str = "gaussian"
     posterior_scale: str = "logvar"
     posterior_rank: int = 4

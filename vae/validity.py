@@ -6,7 +6,7 @@ from vae import bounds, model, objectives
 from vae.errors import UserError
 from vae.likelihoods import LIKELIHOODS
 from vae.objectives import OBJECTIVES
-from vae.posteriors import POSTERIORS
+from vae.posteriors import POINTS, POSTERIORS
 from vae.priors import PRIORS
 from vae.spec import Spec
 
@@ -40,6 +40,8 @@ def _posterior(spec: Spec) -> str:
     needs = {
         "point": "which has no density and so no rate: use it with objective.name autoencoder or "
         "mmd",
+        "squashed": "which is the code of objective.name log_softmax alone",
+        "tied": "which is the code of objective.name tied alone",
         "vq": "whose codebook and encoder need objective.name vq",
     }
     why = needs.get(posterior, f"which the objective {name} does not know: it takes {fitting}")
@@ -125,10 +127,11 @@ def _layers(spec: Spec) -> str:
 
 def _prior(spec: Spec) -> str:
     posterior, prior = spec.model.posterior, spec.model.prior
-    if prior != "standard" and spec.objective.name == "autoencoder":
+    if prior != "standard" and spec.objective.name in ("autoencoder", "log_softmax", "tied"):
         return (
-            f"model.prior: {prior} is learned through the rate, and the loss of autoencoder has "
-            "none. Set model.prior to standard, or objective.name to mmd."
+            f"model.prior: {prior} is learned through the rate, and the loss of "
+            f"{spec.objective.name} has none. Set model.prior to standard, or objective.name to "
+            "mmd."
         )
     if prior != "standard" and not POSTERIORS[posterior].continuous:
         return (
@@ -187,7 +190,7 @@ def _estimator(spec: Spec) -> str:
             "reparameterization or stl, or objective.name to one of "
             f"{', '.join(bounds.BOUNDS)}."
         )
-    if posterior in ("point", "categorical", "vq"):
+    if posterior in (*POINTS, "categorical", "vq"):
         return (
             f"objective.estimator: {name} needs the density of a continuous z, which "
             f"model.posterior {posterior} has not. Set objective.estimator to reparameterization."
@@ -267,6 +270,17 @@ def _encoder_steps(spec: Spec) -> str:
     return ""
 
 
+def _output(spec: Spec) -> str:
+    likelihood = spec.model.likelihood
+    if spec.model.output != "identity" and not LIKELIHOODS[likelihood].location:
+        return (
+            f"model.output: {spec.model.output}, but model.likelihood {likelihood} makes its own "
+            "of the decoder's output. Set model.output to identity, or model.likelihood to one of "
+            "gaussian, laplace or student."
+        )
+    return ""
+
+
 def _output_bias(spec: Spec) -> str:
     if spec.model.output_bias == "data_mean" and LIKELIHOODS[spec.model.likelihood].bias is None:
         return (
@@ -287,5 +301,6 @@ RULES: tuple[Callable[[Spec], str], ...] = (
     _bounds,
     _coupled,
     _encoder_steps,
+    _output,
     _output_bias,
 )

@@ -36,8 +36,8 @@ class Frame:
 
 
 def has_prior(run: Run) -> bool:
-    """Whether anything draws the run's z towards a prior: all but the plain autoencoder."""
-    return run.setting("objective.name") != "autoencoder"
+    """Whether anything draws the run's z towards a prior: not so of codes without a KL to it."""
+    return run.setting("objective.name") not in ("autoencoder", "log_softmax", "tied")
 
 
 def standard_prior(run: Run) -> bool:
@@ -48,7 +48,7 @@ def standard_prior(run: Run) -> bool:
 def rates(run: Run) -> tuple[np.ndarray | None, str]:
     """(KL of each latent dimension [d], "") or, where it does not divide so, (None, what it is)."""
     kl = run.gallery.get("kl_per_dim", np.zeros(0))
-    if run.setting("model.posterior") == "point":
+    if run.setting("model.posterior") in ("point", "squashed", "tied"):
         return None, "none: a point has no density, and so no rate"
     if run.setting("model.posterior") == "vq" and kl.size:
         codes = run.setting("model.codes", "the number of codes")

@@ -15,7 +15,64 @@ A budget is `quick`, minutes on two cores, or `full`.
 
 import types
 
-from experiments.studies import beta, bounds, priors
+from experiments.studies import (
+    batchnorm_explosion,
+    beta,
+    bounds,
+    escape,
+    gradient_noise_scale,
+    inference_gaps,
+    infinite_gradients,
+    initialization,
+    iwae_snr,
+    ladder,
+    lagging,
+    linear_dynamics,
+    linear_vae,
+    path_gradients,
+    priors,
+    rate_distortion,
+    remedies,
+    residual_scaling,
+    s0_vanishing,
+    s1_samples,
+    s2_stability,
+    s3_training,
+    s4_outlook,
+    shattered,
+    sigma_vae,
+    trainable_depth,
+    variance_collapse,
+)
 
-STUDIES: dict[str, types.ModuleType] = {"bounds": bounds, "beta": beta, "priors": priors}
+# In the order of their IDs.
+STUDIES: dict[str, types.ModuleType] = {
+    "linear_vae": linear_vae,
+    "escape": escape,
+    "infinite_gradients": infinite_gradients,
+    "iwae_snr": iwae_snr,
+    "path_gradients": path_gradients,
+    "initialization": initialization,
+    "trainable_depth": trainable_depth,
+    "batchnorm_explosion": batchnorm_explosion,
+    "shattered": shattered,
+    "residual_scaling": residual_scaling,
+    "linear_dynamics": linear_dynamics,
+    "gradient_noise_scale": gradient_noise_scale,
+    "lagging": lagging,
+    "rate_distortion": rate_distortion,
+    "bounds": bounds,
+    "beta": beta,
+    "ladder": ladder,
+    "sigma_vae": sigma_vae,
+    "inference_gaps": inference_gaps,
+    "variance_collapse": variance_collapse,
+    "remedies": remedies,
+    "priors": priors,
+    "s0_vanishing": s0_vanishing,
+    "s1_samples": s1_samples,
+    "s2_stability": s2_stability,
+    "s3_training": s3_training,
+    "s4_outlook": s4_outlook,
+}
 BUDGETS = ("quick", "full")

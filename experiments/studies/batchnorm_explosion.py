@@ -256,4 +256,6 @@ def figure(found: Found):
         yscale="log", xlabel="layer", ylabel="E (∂ℓ/∂h)², relative", title="VAEs, by their own loss"
     )
     vaes.legend(fontsize=6.5)
+    for panel in (layers, vaes):
+        panel.yaxis.set_major_formatter("{x:g}")
     return sheet

@@ -1,9 +1,12 @@
 """Measurements that a study makes itself, each kept in a file of its own: reruns resume.
 
 A case is a dict of numbers and words, such as {"samples": 100, "seed": 0}; what is measured in it
-is a dict of arrays. A case is measured anew when it, or the study's own file, has changed.
+is a dict of arrays. A case is measured anew when it, or the code of the study's own file, has
+changed: its docstrings and comments may.
 """
 
+import ast
+import functools
 import hashlib
 import inspect
 import io
@@ -71,8 +74,19 @@ def of_study(study: types.ModuleType, budget: str) -> list[Arguments]:
 
 def file_of(study: types.ModuleType, folder: pathlib.Path, arguments: Arguments) -> pathlib.Path:
     """Where a case is kept."""
-    text = json.dumps(arguments, sort_keys=True) + inspect.getsource(study)
+    text = json.dumps(arguments, sort_keys=True) + _code(inspect.getsource(study))
     return folder / "cases" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.npz"
+
+
+@functools.cache
+def _code(source: str) -> str:
+    """Python without its docstrings, comments and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
+        if documented and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 def read(path: pathlib.Path) -> Case | None:

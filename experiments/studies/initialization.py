@@ -360,6 +360,7 @@ def figure(found: Found):
         ylabel="E (∂ℓ/∂h)², relative",
         yscale="log",
     )
+    layers.yaxis.set_major_formatter("{x:g}")
     layers.legend()
     for activation, marker in (("relu", "o"), ("identity", "s")):
         for init in MADE_FOR[activation]:

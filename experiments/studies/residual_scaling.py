@@ -147,6 +147,7 @@ def figure(found: Found):
     sheet, panels = canvas.new_figure(1, 2, 7.4, 3.0)
     colors = dict(zip(SCALINGS, style.PETROFF, strict=False))
     layers = np.arange(DEPTH + 1)
+    titles = {"forward": "Activations", "backward": "Gradients"}
     for panel, direction in zip(panels, ("forward", "backward"), strict=True):
         for case in found.cases:
             residual, activation = case.arguments["residual"], case.arguments["activation"]
@@ -167,8 +168,9 @@ def figure(found: Found):
                 label=f"{SCALINGS[residual]}, {activation}",
             )
             panel.plot(layers, theory, "-" if identity else "--", color=colors[residual], lw=0.8)
-        panel.set(yscale="log", xlabel="layer", title=f"L = {DEPTH}")
+        panel.set(yscale="log", xlabel="layer", title=titles[direction])
         panel.set_xticks(range(0, DEPTH + 1, 5))
+        panel.yaxis.set_major_formatter("{x:g}")
     panels[0].set_ylabel("E‖h_l‖², relative to l = 0")
     panels[1].set_ylabel(f"E‖∂ℓ/∂h_l‖², relative to l = {DEPTH}")
     panels[0].legend(fontsize=6.5)

@@ -18,7 +18,8 @@ m and the product p of two inputs:
 Measured is the mean cosine between the gradients at 32 orthonormal inputs, over nets with He's
 weights. All of the above is of wide nets. Feed-forward, what a width n adds is of order 1/n (about
 2/n at L = 50, more than the limit): widths of 128, 256 and 512 are extrapolated to 1/n = 0, with
-numbers of nets of equal work. That leaves noise of about .001, and the tolerance is .003, or 2%.
+numbers of nets of equal work, more of them where nets are shallow. That leaves a noise of .001 or
+1%, and the tolerance is three times that and a little more: .003, or 4% where it is larger.
 
 Residual, the limit is out of reach of any n unless L is small. relu nets have f(x) = x·∂f/∂x, so
 that |∂f/∂x|² is at least f²/|x|², which grows by 2.90 a layer (see the study residual_scaling),
@@ -43,8 +44,8 @@ from vae.spec import ModelSpec
 ID = "A9"
 DEPTHS = (1, 2, 5, 10, 24, 50)
 INPUTS = 32
-# Nets for each seed, by width.
-NETS = {128: 320, 256: 80, 512: 20}
+# Nets for each seed, by width; times SHALLOW // L.
+NETS, SHALLOW = {128: 320, 256: 80, 512: 20}, 20
 RESIDUAL_WIDTH, RESIDUAL_NETS, LIMIT_DEPTH = 256, 20, 5
 SEEDS = {"quick": 5, "full": 20}
 KINDS = {"none": "feed-forward", "plain": "residual", "scaled": "residual, scaled by 1/√L"}
@@ -71,6 +72,7 @@ def run(arguments: dict, context: Context) -> dict:
     nets = NETS if residual == "none" else {RESIDUAL_WIDTH: RESIDUAL_NETS}
     found = {}
     for width, count in nets.items():
+        count *= max(1, SHALLOW // depth)
         keys = jax.random.split(jax.random.key(width), arguments["seeds"] * count)
         cosines = np.asarray(_cosines(_spec(residual, depth, width), keys), np.float64)
         found[str(width)] = cosines.reshape(-1, count).mean(axis=1)
@@ -84,8 +86,7 @@ def _spec(residual: str, depth: int, width: int) -> ModelSpec:
 def _gradients(spec: ModelSpec, rng: jax.Array, x: jax.Array) -> jax.Array:
     """Gradients of one output of a random net in its inputs x [B, n]: [B, n]."""
     params, stats = signal.random_net(spec, rng, 1)
-    seen = signal.propagate(spec, params, stats, x, jnp.ones((len(x), 1)))
-    return seen.inputs["encoder"]
+    return jax.grad(lambda x: jnp.sum(signal.apply_net(spec, params, stats, x, {})[0]))(x)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -159,7 +160,7 @@ def measure(found: Found) -> list[Quantity]:
         expected = correlation(residual, depth)
         name = f"{KINDS[residual]}, L = {depth}: correlation of gradients"
         if residual == "none":
-            tolerance, source = max(0.003, 0.02 * expected), "Π κ0 (Cho and Saul 2009)"
+            tolerance, source = max(0.003, 0.04 * expected), "Π κ0 (Cho and Saul 2009)"
         else:
             tolerance = 5 * depth / RESIDUAL_WIDTH * expected + 0.003
             source = "the recursion for wide nets"
@@ -210,10 +211,11 @@ def figure(found: Found):
     last.plot(depths, 0.75**depths, "--", color=style.MUTED, label="(3/4)^L")
     last.set(
         yscale="log",
-        ylim=(3e-4, 1.3),
+        ylim=(5e-5, 1.3),
         xlabel="layers L",
         ylabel="correlation",
         title="Between orthogonal inputs",
     )
-    last.legend(fontsize=6.5, loc="center right")
+    last.yaxis.set_major_formatter("{x:g}")
+    last.legend(fontsize=6.5, loc="lower left")
     return sheet

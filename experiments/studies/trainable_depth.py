@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.report import canvas, style
+from experiments.studies import mean_field
 from experiments.studies.cases import Context, Found
 from experiments.studies.quantity import Quantity, exact, of_seeds
 from vae import data
@@ -69,67 +70,6 @@ def run(arguments: dict, context: Context) -> dict:
     return _nets(arguments["weights"], arguments["seeds"])
 
 
-# --- Wide nets
-
-_NODES, _MASS = np.polynomial.hermite_e.hermegauss(120)
-_MASS = _MASS / _MASS.sum()
-
-
-def _slope(u: np.ndarray) -> np.ndarray:
-    return 1 - np.square(np.tanh(u))
-
-
-def fixed_q(weights: float, bias: float) -> float:
-    """q*, by iteration: the map of q contracts, also where χ = 1."""
-    q = 1.0
-    for _ in range(2000):
-        q = weights * float(_MASS @ np.square(np.tanh(math.sqrt(q) * _NODES))) + bias
-    return q
-
-
-def chi(weights: float, bias: float) -> float:
-    q = fixed_q(weights, bias)
-    return weights * float(_MASS @ np.square(_slope(math.sqrt(q) * _NODES)))
-
-
-def _pair(function, q: float, c: float) -> float:
-    """E f(u1) f(u2) of normal u1 and u2 with variance q and correlation c."""
-    z1, z2 = _NODES[:, None], _NODES[None, :]
-    u2 = math.sqrt(q) * (c * z1 + math.sqrt(max(1 - c * c, 0.0)) * z2)
-    return float(_MASS @ (function(math.sqrt(q) * _NODES) * (function(u2) @ _MASS)))
-
-
-def next_c(c: float, q: float, weights: float, bias: float) -> float:
-    return (weights * _pair(np.tanh, q, c) + bias) / q
-
-
-def fixed_c(weights: float, bias: float) -> float:
-    """c*: 1 where χ ≤ 1, else the stable point below 1, by bisection."""
-    if chi(weights, bias) <= 1:
-        return 1.0
-    q = fixed_q(weights, bias)
-    low, high = 0.0, 1 - 1e-6
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if next_c(middle, q, weights, bias) > middle else (low, middle)
-    return low
-
-
-def depth_scale(weights: float, bias: float) -> float:
-    """ξ_c, in layers."""
-    q, c = fixed_q(weights, bias), fixed_c(weights, bias)
-    return -1 / math.log(weights * _pair(_slope, q, c))
-
-
-def critical_weights(bias: float) -> float:
-    """The σ_w² with χ = 1."""
-    low, high = 1.0, 6.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if chi(middle, bias) < 1 else (low, middle)
-    return low
-
-
 # --- Nets of finite width
 
 
@@ -153,7 +93,7 @@ def _spec(inputs: int, depth: int, width: int) -> ModelSpec:
 
 def starts(weights: float) -> tuple[float, tuple[float, float]]:
     """(second moment of x that has q* in the first layer, the correlations of the two pairs)."""
-    return (fixed_q(weights, BIAS) - BIAS) / weights, (0.9, 0.1)
+    return (mean_field.fixed_q(weights, BIAS) - BIAS) / weights, (0.9, 0.1)
 
 
 def _nets(weights: float, seeds: int) -> dict[str, np.ndarray]:
@@ -289,7 +229,7 @@ def measure(found: Found) -> list[Quantity]:
     rows = [
         exact(
             f"critical σ_w² at σ_b² = {bias:g}",
-            critical_weights(bias),
+            mean_field.critical_weights(bias),
             expected,
             1e-4,
             source="an independent program",
@@ -307,15 +247,6 @@ def measure(found: Found) -> list[Quantity]:
     return rows
 
 
-def curve(weights: float, start: float, depth: int = NET_DEPTH) -> np.ndarray:
-    """c of wide nets in each layer, for inputs of correlation `start` that have q* from there on."""
-    q, (size, _) = fixed_q(weights, BIAS), starts(weights)
-    found = [(weights * size * start + BIAS) / q]
-    for _ in range(depth - 1):
-        found.append(next_c(found[-1], q, weights, BIAS))
-    return np.array(found)
-
-
 def decay(near: np.ndarray, far: np.ndarray) -> np.ndarray:
     """ξ of near − far ~ e^{−l/ξ} over the layers of `WINDOW`, [..., L] ↦ [...]."""
     gap = np.log((near - far)[..., WINDOW])
@@ -327,14 +258,21 @@ def decay(near: np.ndarray, far: np.ndarray) -> np.ndarray:
 def _of_nets(weights: float, values: dict[str, np.ndarray]) -> list[Quantity]:
     q, chi_, c, scale = ELSEWHERE[weights]
     at = f"σ_w² = {weights:g}"
-    computed = (fixed_q(weights, BIAS), chi(weights, BIAS), fixed_c(weights, BIAS))
+    computed = (
+        mean_field.fixed_q(weights, BIAS),
+        mean_field.chi(weights, BIAS),
+        mean_field.fixed_c(weights, BIAS),
+    )
     rows = [
         exact(f"{name}, {at}", value, expected, 1e-4, source="an independent program")
         for name, value, expected in zip(("q*", "χ", "c*"), computed, (q, chi_, c), strict=True)
     ]
-    wide_scale = depth_scale(weights, BIAS)
+    wide_scale = mean_field.depth_scale(weights, BIAS)
     rows.append(exact(f"ξ_c, {at}", wide_scale, scale, 0.01, source="an independent program"))
-    near, far = (curve(weights, start) for start in starts(weights)[1])
+    near, far = (
+        mean_field.curve(weights, BIAS, starts(weights)[0], start, NET_DEPTH)
+        for start in starts(weights)[1]
+    )
     gradient = np.log(values["gradient"][:, WINDOW])
     layers = np.arange(gradient.shape[1])
     centred = layers - layers.mean()
@@ -377,7 +315,7 @@ def _of_nets(weights: float, values: dict[str, np.ndarray]) -> list[Quantity]:
 
 def _of_training(depths: np.ndarray, accuracy: np.ndarray) -> list[Quantity]:
     """accuracy: [L, seeds, σ_w²]."""
-    scales = np.array([depth_scale(w, BIAS) for w in WEIGHTS])
+    scales = np.array([mean_field.depth_scale(w, BIAS) for w in WEIGHTS])
     reached = trained_depth(depths, accuracy)
     predicted = depths[:, None] <= 6 * scales[None]
     inside = reached < depths[-1]
@@ -417,7 +355,7 @@ def figure(found: Found):
             layers.plot(depth, case.values[name].mean(axis=0), "o", color=color, markersize=2.5)
             layers.plot(
                 depth,
-                curve(weights, start),
+                mean_field.curve(weights, BIAS, starts(weights)[0], start, NET_DEPTH),
                 color=color,
                 linewidth=0.9,
                 label=f"σ_w² = {weights:g}" if name == "near" else None,
@@ -425,7 +363,7 @@ def figure(found: Found):
         relative = case.values["gradient"] / case.values["gradient"][:, -1:]
         gradients.plot(depth, relative.mean(axis=0), "o", color=color, markersize=2.5)
         back = depth[::-1]
-        gradients.plot(depth, chi(weights, BIAS) ** back, color=color, linewidth=0.9)
+        gradients.plot(depth, mean_field.chi(weights, BIAS) ** back, color=color, linewidth=0.9)
     layers.set(xlabel="layer", ylabel="correlation of two inputs", title="Correlation")
     layers.legend()
     gradients.set(xlabel="layer", ylabel="E (∂ℓ/∂h)², relative", yscale="log", title="Gradient")
@@ -442,7 +380,7 @@ def figure(found: Found):
             vmax=1,
         )
         dense = np.linspace(WEIGHTS[0], WEIGHTS[-1], 60)
-        limit = np.array([6 * depth_scale(w, BIAS) for w in dense])
+        limit = np.array([6 * mean_field.depth_scale(w, BIAS) for w in dense])
         middle = np.arange(len(WEIGHTS)) + 0.5
         height = np.interp(limit, depths, np.arange(len(depths)) + 0.5, right=len(depths))
         chart.plot(np.interp(dense, WEIGHTS, middle), height, "w--", linewidth=1.4, label="6ξ_c")

@@ -17,12 +17,13 @@ from vae.hparams import HParams, stack
 from vae.likelihoods import LIKELIHOODS
 from vae.loss import Batch, batch_loss
 from vae.objectives import OBJECTIVES
+from vae.posteriors import POINTS
 from vae.spec import ModelSpec, ObjectiveSpec, Spec
 
 BASE = config.flatten(config.resolve(default.get_config().to_dict(), {}))
 
 # The posterior of the objectives that admit no Gaussian.
-POSTERIOR = {"autoencoder": "point", "vq": "vq"}
+POSTERIOR = {"autoencoder": "point", "vq": "vq", "log_softmax": "squashed", "tied": "tied"}
 
 
 def error(**changes):
@@ -42,6 +43,10 @@ def test_likelihoods_are_those_of_the_library():
     assert discrete == set(rules.BYTE_LIKELIHOODS)
     unit = {name for name, row in LIKELIHOODS.items() if row.support == (0.0, 1.0)}
     assert unit == set(rules.UNIT_LIKELIHOODS)
+
+
+def test_points_are_those_of_the_library():
+    assert rules.POINTS == POINTS
 
 
 def loss(name, estimator, *free_bits):
@@ -98,6 +103,11 @@ def test_free_bits_are_refused_where_the_loss_has_none(name, estimator):
         ({"model__width": (64, 32, 16)}, r"model\.width: \[64,32,16\] lists 3 .*model\.depth is 2"),
         ({"model__net": "conv", "model__residual": "plain"}, r"model\.residual: plain needs .*mlp"),
         ({"model__residual": "plain", "model__width": (64, 32)}, r"model\.residual: .*\[64,32\]"),
+        ({"model__latent_skip": "concat", "model__net": "conv"}, r"model\.latent_skip: .*got conv"),
+        (
+            {"model__latent_skip": "concat", "model__residual": "scaled"},
+            r"model\.latent_skip: .*got scaled",
+        ),
         (
             {"data__scaling": "symmetric"},
             r"data\.binarization: dynamic .* needs data\.scaling unit",

@@ -19,7 +19,7 @@ from vae.hparams import HParams, stack
 from vae.likelihoods import LIKELIHOODS
 from vae.loss import Batch, batch_loss
 from vae.objectives import OBJECTIVES
-from vae.posteriors import POSTERIORS
+from vae.posteriors import POINTS, POSTERIORS
 from vae.priors import PRIORS
 from vae.spec import ModelSpec, ObjectiveSpec, OptimizerSpec, Spec
 
@@ -52,6 +52,8 @@ CASES = [
     ("mmd", "coupling", "mixture", "student_pixel"),
     ("autoencoder", "point", "standard", "gaussian"),
     ("autoencoder", "point", "standard", "categorical"),
+    ("log_softmax", "squashed", "standard", "gaussian"),
+    ("tied", "tied", "standard", "gaussian"),
     ("vaegan", "gaussian", "standard", "bernoulli"),
     ("vaegan", "full", "flow", "gaussian_optimal"),
     ("vq", "vq", "standard", "gaussian"),
@@ -211,8 +213,10 @@ def test_values_and_gradients_are_finite(case):
     spec = spec_of(*case)
     assert set(OBJECTIVES[case[0]].metrics) <= set(metrics)
     # A point has no rate and says so; no loss is made of it.
-    unknown = {"rate", "elbo"} if spec.model.posterior == "point" else set()
+    unknown = {"rate", "elbo"} if spec.model.posterior in POINTS else set()
     for i, setting in enumerate(SETTINGS):
+        if case[0] == "tied" and setting == "means of ±1e4":
+            continue  # its mean is its log-variance too, and e^10,000 is no number of float32
         for name, values in metrics.items():
             assert np.isfinite(values[i]) == (name not in unknown), (setting, name)
         bad = changed(grads, lambda name, a, i=i: not np.all(np.isfinite(a[i])))
@@ -316,8 +320,15 @@ class TestFormulas:
         if name == "vq":
             error = np.square(t["encoded"] - t["quantized"]).sum((1, 2)).mean()
             return loss + numbers.commitment * error
-        if spec.model.posterior != "point":
+        if spec.model.posterior not in POINTS:
             loss += beta * t["rate"]
+        if name == "log_softmax":
+            mean, z = (scipy.special.log_softmax(a, axis=-1) for a in (t["mean"], t["z"][:, 0]))
+            return loss + beta * (z - mean).sum(1).mean()
+        if name == "tied":
+            head = t["mean"]
+            kl = -0.5 * (1 + head - head**2 - np.exp(head)).sum(1)
+            return 2 * loss + beta * kl.mean()
         penalties = {
             "capacity": self.penalty_capacity,
             "tcvae": functools.partial(self.penalty_tcvae, estimator=spec.objective.tc_estimator),

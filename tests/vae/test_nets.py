@@ -141,6 +141,23 @@ def test_mlp_is_the_formula(norm, residual):
     np.testing.assert_allclose(output[0, 0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_latent_skip_puts_z_beside_every_later_input(depth):
+    widths = (5, 5, 4)[:depth]
+    spec = ModelSpec((6,), 2, "mlp", depth, widths, "tanh", latent_skip="concat")
+    params, stats = parameters(spec)
+    x, z = np.zeros(6), np.random.default_rng(0).normal(size=2)
+    (_, output, _), _ = posterior_and_output(
+        spec, params, stats, jnp.float32(x)[None], jnp.float32(z)[None, None]
+    )
+    h = z
+    for i in range(depth):
+        h = np.concatenate([numpy_layer(spec, params["decoder"][f"layer_{i}"], h), z])
+    head = jax.tree.map(np.float64, params["decoder"]["output"])
+    expected = h @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(output[0, 0], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "variance"),
     [

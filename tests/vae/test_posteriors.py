@@ -29,7 +29,7 @@ from tests.vae.drawn import (
 from vae import model
 from vae.family import MODES, Posterior
 from vae.hparams import HParams
-from vae.posteriors import POSTERIORS
+from vae.posteriors import POINTS, POSTERIORS
 
 
 class TestShapes:
@@ -37,7 +37,8 @@ class TestShapes:
     def test_of_heads_noise_and_draws(self, name):
         spec, family = SPECS[name], POSTERIORS[name]
         latent_size = {"categorical": D * 4, "vq": D * 2}.get(name, D)
-        noise_size = {"low_rank": D + 2, "point": 0, "vq": 0, "categorical": D * 4}.get(name, D)
+        noise_size = {"low_rank": D + 2, "vq": 0, "categorical": D * 4}.get(name, D)
+        noise_size = 0 if name in POINTS else noise_size
         assert family.latent_size(spec) == latent_size
         assert family.noise_size(spec) == noise_size
         noise = model.noise(spec, jax.random.key(0), 6)
@@ -74,9 +75,9 @@ class TestShapes:
         assert jax.tree.structure(new) == jax.tree.structure(stats)
         values = (terms.log_px, terms.log_pz, terms.z)
         assert all(np.all(np.isfinite(a)) for a in values)
-        # The point has no density, and says so; all others have one.
-        assert np.all(np.isnan(terms.log_qz)) == np.all(np.isnan(terms.kl)) == (name == "point")
-        if name not in FLOWS + ("categorical", "point"):
+        # A point has no density, and says so; all others have one.
+        assert np.all(np.isnan(terms.log_qz)) == np.all(np.isnan(terms.kl)) == (name in POINTS)
+        if name not in FLOWS + POINTS + ("categorical",):
             # What an example gets does not depend on the batch, nor on training.
             alone, _ = jax.jit(functools.partial(one, train=False))(x[3], noise[3])
             np.testing.assert_allclose(terms.log_px[3], alone.log_px, rtol=1e-5)

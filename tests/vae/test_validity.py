@@ -45,6 +45,8 @@ def refusal(**parts):
     return message
 
 
+# The posterior of the objectives that admit no Gaussian.
+POSTERIOR = {"autoencoder": "point", "vq": "vq", "log_softmax": "squashed", "tied": "tied"}
 GAUSSIANS = ("gaussian", "full", "low_rank")
 FLOWS = ("iaf", "coupling")
 LAYERED = ("hierarchical", "ladder")
@@ -60,6 +62,10 @@ def fits(objective, posterior, prior, estimator):
             "standard",
             "reparameterization",
         )
+    printed = {"squashed": "log_softmax", "tied": "tied"}
+    if posterior in printed or objective in printed.values():
+        own = printed.get(posterior) == objective
+        return own and (prior, estimator) == ("standard", "reparameterization")
     if objective == "autoencoder" or posterior == "point":
         plain = prior == "standard" or objective == "mmd" and prior in ("mixture", "flow")
         where = objective in ("autoencoder", "mmd") and posterior == "point"
@@ -107,7 +113,7 @@ def test_the_table_of_everything(objective):
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_every_likelihood_goes_with_every_objective(likelihood):
     for name in OBJECTIVES:
-        posterior = {"autoencoder": "point", "vq": "vq"}.get(name, "gaussian")
+        posterior = POSTERIOR.get(name, "gaussian")
         validity.check(spec(name=name, posterior=posterior, likelihood=likelihood))
 
 
@@ -116,6 +122,14 @@ def test_every_likelihood_goes_with_every_objective(likelihood):
     [
         # _posterior
         ({"posterior": "point"}, r"model\.posterior: point, .*no rate.*autoencoder or mmd"),
+        ({"posterior": "squashed"}, r"model\.posterior: squashed, .*log_softmax alone"),
+        ({"posterior": "tied"}, r"model\.posterior: tied, .*objective\.name tied alone"),
+        # _output
+        ({"output": "sigmoid"}, r"model\.output: sigmoid, but .*bernoulli makes its own"),
+        (
+            {"output": "sigmoid", "likelihood": "logistic_shared"},
+            r"model\.output: sigmoid, but .*logistic_shared",
+        ),
         ({"posterior": "vq"}, r"model\.posterior: vq, .*objective\.name vq"),
         ({"name": "vq"}, r"model\.posterior: gaussian, which .* vq does not know: it takes vq"),
         ({"name": "tcvae", "posterior": "full"}, r"model\.posterior: full, .* it takes gaussian"),

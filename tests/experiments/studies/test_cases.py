@@ -29,7 +29,7 @@ class Study(types.ModuleType):
 
 @pytest.fixture
 def study(monkeypatch):
-    monkeypatch.setattr(cases.inspect, "getsource", lambda study: "its source")
+    monkeypatch.setattr(cases.inspect, "getsource", lambda study: "x = 1")
     return Study()
 
 
@@ -70,7 +70,10 @@ def test_a_damaged_case_is_measured_again(study, tmp_path, damage):
 
 def test_a_changed_study_is_measured_again(study, tmp_path, monkeypatch):
     run(study, tmp_path)
-    monkeypatch.setattr(cases.inspect, "getsource", lambda study: "another source")
+    monkeypatch.setattr(cases.inspect, "getsource", lambda study: '"""Said."""\nx = 1  # so')
+    run(study, tmp_path)
+    assert study.measured == [0, 1, 2]  # words alone have changed
+    monkeypatch.setattr(cases.inspect, "getsource", lambda study: "x = 2")
     run(study, tmp_path)
     assert study.measured == [0, 1, 2, 0, 1, 2]
 

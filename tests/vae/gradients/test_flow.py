@@ -17,6 +17,7 @@ from vae.errors import UserError
 from vae.gradients import flow
 from vae.layers import layer_names, layer_norms
 from vae.loss import TERMS, Batch
+from vae.posteriors import POINTS
 from vae.spec import ModelSpec, ObjectiveSpec, OptimizerSpec, Spec
 
 TRANSFORM = Transform()
@@ -60,9 +61,9 @@ def test_terms_sum_to_the_gradient_of_every_objective(case):
     close(total, jax.jit(jax.grad(loss_of(spec, state, batch)))(state.params))
     norms = {term: float(jnp.linalg.norm(layer_norms(g))) for term, g in split.items()}
     assert norms["distortion"] > 0 or case[0] == "vaegan"
-    penalised = ("tcvae", "factor", "dip_i", "dip_ii", "mmd", "vaegan", "vq")
+    penalised = ("tcvae", "factor", "dip_i", "dip_ii", "mmd", "vaegan", "vq", "log_softmax", "tied")
     assert (norms["penalty"] > 0) == (case[0] in penalised)
-    assert (norms["rate"] > 0) == (case[1] not in ("point", "vq"))
+    assert (norms["rate"] > 0) == (case[1] not in (*POINTS, "vq"))
 
 
 @pytest.mark.parametrize("estimator", ["stl", "dreg"])

@@ -1,0 +1,32 @@
+"""S0 in minutes: configs/seeds/s0_vanishing.py on a part of MNIST.
+
+What it is: the same three losses × 3 seeds on the first 8,000 images of MNIST's test file, tested
+on the last 2,000, as configs/mnist_8k.py, for 20 epochs.
+
+    python -m experiments.study --name=s0_vanishing --data_dir=DIR --workdir=results/studies
+
+or, for the runs alone,
+
+    python -m experiments.run --config=configs/seeds/s0_vanishing_quick.py --config.data.dir=DIR \\
+        --workdir=results/s0_vanishing_quick
+
+What to expect: docs/studies.md has the numbers.
+"""
+
+import ml_collections
+
+from configs.seeds import s0_vanishing
+from experiments import sweep
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = s0_vanishing.get_config()
+    config.data.train_split = "test[:8000]"
+    config.data.test_split = "test[8000:]"
+    config.train.epochs = 20
+    config.eval.iw_samples = 64
+    return config
+
+
+def get_sweep() -> sweep.Sweep:
+    return s0_vanishing.get_sweep()

@@ -47,8 +47,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = model = ml_collections.ConfigDict()
     # mlp; conv (strided convolutions, for H × W × C images, depth >= 1).
     model.net = "mlp"
-    # Dimensions of z. Whole number >= 1.
-    model.latent_dim = 8
+    # Dimensions of z, >= 1: one number, or, of the posteriors hierarchical and ladder, one per
+    # stochastic layer from the one that the decoder reads up, e.g. [64, 32, 16].
+    model.latent_dim = config_dict.FieldReference(8, field_type=object)
     # Hidden layers of the encoder, and of the decoder. Whole number >= 0; 0 is a linear model.
     model.depth = 2
     # Units (conv: channels) of a hidden layer, >= 1: one number for all layers, or one per layer in
@@ -114,7 +115,8 @@ def get_config() -> ml_collections.ConfigDict:
     # N. categorical: steps in which the temperature falls by a factor e. > 0.
     model.temperature_steps = 1000.0
     # p(z): standard (N(0, I); uniform for discrete latents); mixture (learned Gaussians); vamp
-    # (posteriors at learned pseudo-inputs, Tomczak and Welling 2018); flow (coupling flow).
+    # (posteriors at learned pseudo-inputs, Tomczak and Welling 2018); flow (coupling flow);
+    # hierarchical (each stochastic layer given the one above, the top N(0, I)).
     model.prior = "standard"
     # mixture, vamp: number of components, for vamp at most the training examples. >= 1.
     model.prior_components = 50
@@ -122,6 +124,10 @@ def get_config() -> ml_collections.ConfigDict:
     model.flow_layers = 4
     # Hidden units of each, for iaf at least latent_dim. Whole number >= 1.
     model.flow_width = 64
+    # Hidden layers of each network between two stochastic layers. Whole number >= 0; 0 is linear.
+    model.stochastic_depth = 2
+    # Units of each, >= 1: one number, or one per pair of neighbouring layers from the bottom up.
+    model.stochastic_width = config_dict.FieldReference(64, field_type=object)
 
     config.objective = objective = ml_collections.ConfigDict()
     # What is minimised, in nats per example. Bounds of several samples: iwae; miwae, piwae (groups

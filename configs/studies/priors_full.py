@@ -5,6 +5,11 @@ cores.
 
     python -m experiments.study --name=priors --budget=full --data_dir=DIR --workdir=results/studies
 
+or, for the runs alone,
+
+    python -m experiments.run --config=configs/studies/priors_full.py --config.data.dir=DIR \\
+        --workdir=results/priors_full
+
 What to expect: the VampPrior's nll is 3 nats better than that of N(0, I); docs/studies.md.
 """
 

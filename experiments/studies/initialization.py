@@ -1,4 +1,4 @@
-"""Back through a layer, a gradient's variance takes the factor n·Var(w)·E φ′² (Glorot, He).
+"""Back through a layer a gradient's variance gains n·Var(w)·E φ′² (Glorot 2010, He 2015).
 
 Glorot and Bengio 2010, eq. 6 and 12; He et al. 2015, eq. 14. With n units above and m below, that
 is 2n/(n + m) for Glorot's Var(w) = 2/(n + m), 1/3 for the older U(±1/√n), and 2 for He's 2/n, as
@@ -127,23 +127,17 @@ def _propagate(spec, outputs, drawn, rngs):
     return jax.lax.map(one, (drawn, rngs))
 
 
+def _over_nets(spec: ModelSpec, outputs: int, seeds: int, count: int) -> np.ndarray:
+    found = [second_moments(spec, outputs, seed, count).mean(axis=0) for seed in range(seeds)]
+    return np.stack(found)
+
+
 def _layers(part: str, activation: str, depth: int, seeds: int) -> dict[str, np.ndarray]:
     """{init: E (∂ℓ/∂h)² of each layer, over nets: [seeds, L]}."""
     inputs, outputs = SHAPES[part]
+    spec = ModelSpec((inputs,), depth=depth, width=WIDTH, activation=activation)
     return {
-        init: np.stack(
-            [
-                second_moments(
-                    ModelSpec(
-                        (inputs,), depth=depth, width=WIDTH, init=init, activation=activation
-                    ),
-                    outputs,
-                    seed,
-                    nets(depth),
-                ).mean(axis=0)
-                for seed in range(seeds)
-            ]
-        )
+        init: _over_nets(dataclasses.replace(spec, init=init), outputs, seeds, nets(depth))
         for init in MADE_FOR[activation]
     }
 
@@ -151,12 +145,9 @@ def _layers(part: str, activation: str, depth: int, seeds: int) -> dict[str, np.
 def _widths(seeds: int) -> dict[str, np.ndarray]:
     """Glorot's factors where widths alternate: [seeds] from narrow to wide layers, and back."""
     wide, narrow = WIDTH, WIDTH // 2
-    spec = ModelSpec(
-        (VALUES,), depth=5, width=(wide, narrow) * 2 + (wide,), init="glorot", activation="identity"
-    )
-    found = np.stack(
-        [second_moments(spec, 16, seed, nets(2, narrow)).mean(axis=0) for seed in range(seeds)]
-    )
+    widths = (wide, narrow, wide, narrow, wide)
+    spec = ModelSpec((VALUES,), depth=5, width=widths, init="glorot", activation="identity")
+    found = _over_nets(spec, 16, seeds, nets(2, narrow))
     factors = found[:, :-1] / found[:, 1:]
     return {"to_wide": factors[:, ::2].mean(axis=1), "to_narrow": factors[:, 1::2].mean(axis=1)}
 

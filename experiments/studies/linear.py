@@ -62,13 +62,13 @@ def spec(example_shape: tuple[int, ...], latents: int, likelihood: str = "gaussi
     return ModelSpec(example_shape, latents, depth=0, likelihood=likelihood)
 
 
-def start(of: ModelSpec, seeds: Sequence[int], gain: float = 1.0) -> Params:
-    """The library's initial parameters times `gain`, one v for all x: leaves [seeds, ...]."""
+def start(of: ModelSpec, seeds: Sequence[int]) -> Params:
+    """The library's initial parameters, one v for all x: leaves [seeds, ...]."""
 
     def one(seed):
         rng = random.stream(seed, random.INIT)
         zeros = jnp.zeros(of.example_shape, jnp.float32)
-        return model.init(of, HParams(init_gain=gain), rng, zeros)[0]
+        return model.init(of, HParams(), rng, zeros)[0]
 
     params = jax.jit(jax.vmap(one))(jnp.asarray(seeds, jnp.uint32))
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), params)

@@ -4,8 +4,8 @@ Weights have variance σ_w²/n and biases σ_b², here `weights` and `bias`; q i
 pre-activation, c the correlation of two inputs' pre-activations, and tanh′ = 1 − tanh².
 """
 
+import functools
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -17,6 +17,7 @@ def _slope(u: np.ndarray) -> np.ndarray:
     return 1 - np.square(np.tanh(u))
 
 
+@functools.cache
 def fixed_q(weights: float, bias: float) -> float:
     """q*, by iteration: the map of q contracts, also where χ = 1."""
     q = 1.0
@@ -26,6 +27,7 @@ def fixed_q(weights: float, bias: float) -> float:
 
 
 def chi(weights: float, bias: float) -> float:
+    """Factor of E (∂ℓ/∂h)² per layer, back."""
     q = fixed_q(weights, bias)
     return weights * float(_MASS @ np.square(_slope(math.sqrt(q) * _NODES)))
 
@@ -38,6 +40,7 @@ def _pair(function, q: float, c: float) -> float:
 
 
 def next_c(c: float, q: float, weights: float, bias: float) -> float:
+    """c in the next layer."""
     return (weights * _pair(np.tanh, q, c) + bias) / q
 
 

@@ -103,10 +103,10 @@ def _cosines(spec: ModelSpec, keys: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _curve(spec: ModelSpec, rng: jax.Array) -> jax.Array:
-    """d output/dt along x(t) = cos t·a + sin t·b, a and b orthonormal, 0 ≤ t < π/2: [POINTS]."""
+    """d output/dt along x(t) = cos t·a + sin t·b, a and b orthonormal, 0 ≤ t ≤ π/2: [POINTS]."""
     x_rng, rng = jax.random.split(rng)
     a, b = jnp.linalg.qr(jax.random.normal(x_rng, (spec.widths[0], 2)))[0].T
-    t = (jnp.arange(POINTS) * (math.pi / 2 / POINTS))[:, None]
+    t = jnp.linspace(0, math.pi / 2, POINTS)[:, None]
     x = jnp.cos(t) * a[None] + jnp.sin(t) * b[None]
     along = jnp.cos(t) * b[None] - jnp.sin(t) * a[None]
     return jnp.sum(_gradients(spec, rng, x) * along, axis=1)
@@ -193,7 +193,7 @@ def figure(found: Found):
     for panel, case in zip(panels, curves, strict=False):
         residual, depth = case.arguments["residual"], case.arguments["depth"]
         slope = case.values["slope"]
-        t = np.arange(len(slope)) * 90 / len(slope)
+        t = np.linspace(0, 90, len(slope))
         panel.plot(t, slope / np.std(slope), color=style.ACCENT, linewidth=0.8)
         panel.set(title=f"{KINDS[residual]}, L = {depth}", xlabel="angle of x, degrees")
         panel.set_xticks([0, 45, 90])

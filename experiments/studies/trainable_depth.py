@@ -18,10 +18,10 @@ correlations of .1 is all that is left of them after 25 layers.
 
 Then training: nets of 128 units classify digits, 300 steps of SGD on batches of 32, with the better
 of two learning rates, because the largest that is stable falls with depth. A net counts as trained
-where its accuracy on the training set is nearer to 1 than to chance, .1. Asked is (1) that the depth
-up to which nets train goes with ξ_c over eight σ_w²: a rank correlation above .643, which chance
-exceeds one time in twenty (Zar 1972, n = 8); (2) that L ≤ 6ξ_c tells which nets train in four fifths
-of the cases, as the mean of its shares among those that do and those that do not (chance: one half).
+where its accuracy on the training set is nearer to 1 than to chance, .1. Asked is (1) that the
+depth up to which nets train goes with ξ_c over eight σ_w²: a rank correlation above .643, which
+chance exceeds one time in twenty (Zar 1972, n = 8); (2) that L ≤ 6ξ_c tells four fifths of the nets
+right, as the mean of its shares of those that train and of those that do not (chance: one half).
 The constant 6 is the paper's, and hangs on the learning rate and the number of steps.
 """
 

@@ -65,12 +65,12 @@ def test_points_have_the_variances():
 
 
 def test_start_is_the_library_s_and_one_variance():
-    starts = linear.start(OF, [0, 3], gain=2.0)
+    starts = linear.start(OF, [0, 3])
     kernels = starts["encoder"]["mean"]["kernel"]
     assert kernels.shape == (2, 8, LATENTS) and kernels.dtype == jnp.float64
     assert not np.array_equal(kernels[0], kernels[1])
-    # Glorot's uniform, times the gain: nothing beyond, and near to its end.
-    end = 2 * np.sqrt(6 / (8 + LATENTS))
+    # Glorot's uniform: nothing beyond, and near to its end.
+    end = np.sqrt(6 / (8 + LATENTS))
     assert 0.8 * end < np.abs(kernels).max() < end
     assert not np.any(starts["encoder"]["scale"]["kernel"])
 

@@ -152,13 +152,14 @@ def test_the_tables_and_the_page(tmp_path):
 def test_a_study_says_claim_paper_and_config(name):
     study = STUDIES[name]
     first = study.__doc__.partition("\n")[0]
-    assert re.search(r"\(.*(19|20)\d\d.*\)\.$", first) and len(first) <= 100, first
+    source = r"\(.*seed S\d.*\)\.$" if study.ID[0] == "S" else r"\(.*(19|20)\d\d.*\)\.$"
+    assert re.search(source, first) and len(first) <= 100, first
     assert re.fullmatch(r"[ABCS]\d*\+?", study.ID)
     assert hasattr(study, "CONFIGS") or hasattr(study, "cases")
+    if hasattr(study, "CONFIGS"):
+        assert f"--name={name} " in (ROOT / study.CONFIGS["quick"]).read_text()
+        assert (ROOT / study.CONFIGS["full"]).is_file()
     for budget in BUDGETS:
-        if hasattr(study, "CONFIGS"):
-            text = (ROOT / study.CONFIGS[budget]).read_text()
-            assert f"--name={name} " in text
         for arguments in cases.of_study(study, budget):
             assert arguments == writers.plain(arguments)
 

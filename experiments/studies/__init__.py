@@ -43,6 +43,7 @@ from experiments.studies import (
     sigma_vae,
     trainable_depth,
     variance_collapse,
+    very_deep,
 )
 
 # In the order of their IDs.
@@ -69,6 +70,7 @@ STUDIES: dict[str, types.ModuleType] = {
     "variance_collapse": variance_collapse,
     "remedies": remedies,
     "priors": priors,
+    "very_deep": very_deep,
     "s0_vanishing": s0_vanishing,
     "s1_samples": s1_samples,
     "s2_stability": s2_stability,

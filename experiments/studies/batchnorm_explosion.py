@@ -1,8 +1,8 @@
 """With BatchNorm, gradients explode by a known factor per layer, at initialisation (Yang 2019).
 
-Yang et al. 2019, "A mean field theory of batch normalization", section 4. In a wide network of
-relu(BN(Wh)), any batch of B comes to the correlation c = −1/(B − 1) between centred examples, and
-E (∂ℓ/∂h)² grows from each layer to the one before by
+Yang et al. 2019, "A mean field theory of batch normalization". In a wide network of relu(BN(Wh)),
+any batch of B comes to the correlation c = −1/(B − 1) between centred examples, and E (∂ℓ/∂h)²
+grows from each layer to the one before by
 
   [J′(c) + (B − 1)]/[(B − 3)(1 − J(c))] − 1/(B − 3),
   J(c) = [√(1 − c²) + (π − arccos c)·c]/π,   J′(c) = (π − arccos c)/π,
@@ -164,7 +164,7 @@ def measure(found: Found) -> list[Quantity]:
         norm, activation, batch = (case.arguments[n] for n in ("norm", "activation", "batch"))
         expected = rate(norm, activation, batch)
         elsewhere = ELSEWHERE.get((norm, activation, batch))
-        source = "Yang et al. 2019, section 4" if norm == "batch" else "He et al. 2015, eq. 14"
+        source = "Yang et al. 2019" if norm == "batch" else "He et al. 2015, eq. 14"
         if elsewhere:
             source += f"; an independent program: {elsewhere}"
         rows.append(
@@ -208,7 +208,7 @@ def _alone(found: Found, norm: str) -> bool:
 
 
 def figure(found: Found):
-    """Gradients over layers, as in figure 1 of the paper; rates over batch sizes; VAEs."""
+    """Gradients over layers, from the last layer back; rates over batch sizes; VAEs."""
     sheet, (layers, batches, vaes) = canvas.new_figure(1, 3, 9.6, 2.9)
     nets = [c for c in found.of(what="net") if c.arguments["activation"] == "relu"]
     for case, color in zip(nets, style.PETROFF, strict=False):

@@ -1,15 +1,15 @@
 """The linear VAE's ELBO adds no spurious maxima (Lucas et al. 2019; Wang and Ziyin 2022).
 
 What is minimised is D + β·R. With the components' variances λ_i and a = βη², mode i collapses if
-and only if λ_i ≤ a (Wang and Ziyin, theorem 2), and every minimum is the global one (Lucas et al.,
-section 4): the decoder has squared singular values max(0, λ_i − a), q(z|x) variances min(1, a/λ_i),
+and only if λ_i ≤ a (Wang and Ziyin, theorem 2), and every minimum is the global one (Lucas et
+al.): the decoder has squared singular values max(0, λ_i − a), q(z|x) variances min(1, a/λ_i),
 the rate is Σ ½ ln(λ_i/a) over the modes that are kept, and E|x − x̂|² = Σ min(λ_i, a).
 
 Eight modes: λ = (4, 2, 1, .5, .25, .1, .05, .02), 6 latents, the library's initialisation, gradient
 descent on the exact loss (`linear.py`) at rate .02 for 60,000 steps in float64. An independent
 program met rate, error and active units to 1e-6, and to 6e-4 where λ = a in one mode. That mode
 vanishes as 1/t: of its loss, (w⁴/2a)/(2η²) is left for a decoder weight w, the flow of which leaves
-a rate of η²(1 + a²)/(4a²t) in one latent, 5.3e-4 at t = .02 · 60,000 for β = 1, η² = ½. So it is
+a rate of η²(1 + a²)/(4a²t) in one latent, 5.2e-4 at t = .02 · 60,000 for β = 1, η² = ½. So it is
 asked to 6e-4; the others are asked to 1e-6.
 
 Images: 1000 of them, η² learned too, full batches, Adam at 1e-3 for 12,000 steps. The maximum of
@@ -21,8 +21,8 @@ with the λ of the covariance that divides by N. Lucas et al.'s own notebook div
 takes d/2 · ln(N/(N − 1)) nats off: its ELBO then exceeds its bound. The images are centred, because
 Lucas et al.'s encoder reads x − μ: with a bias to learn in its place, ELBOs on MNIST were .8 to 2
 nats short after as many steps. At the quick budget the images are scikit-learn's digits with 32
-latents, which every installation has; at the full budget MNIST with 200 latents too, as in the
-paper. Trained in float32; the ELBO that is compared is that of the result in float64. Tolerance .2
+latents, which every installation has; at the full budget MNIST with 200 latents too. Trained in
+float32; the ELBO that is compared is that of the result in float64. Tolerance .2
 nat, of an independent program on MNIST: Adam's steps of 1e-3 keep moving the parameters about the
 optimum, and modes of nearly equal variance part slowly.
 """

@@ -178,7 +178,7 @@ def measure(found: Found) -> list[Quantity]:
                     seen[residual, 24] - 10 * seen["none", 24],
                     0,
                     relation=">=",
-                    source="Balduzzi et al. 2017, section 3: (3/4)^L against 2^−L",
+                    source="Balduzzi et al. 2017: (3/4)^L against 2^−L",
                 )
             )
     return rows

@@ -3,18 +3,18 @@
 Schoenholz et al. 2017, "Deep information propagation". With weights of variance σ_w²/n and biases
 of variance σ_b², in wide nets (z, z1, z2 standard normal; u2 = √q(c·z1 + √(1 − c²)·z2)):
 
-  q* = σ_w² E tanh²(√q* z) + σ_b²                                    what h² comes to (eq. 3)
-  χ = σ_w² E tanh′²(√q* z)              factor of E (∂ℓ/∂h)² per layer, back (eq. 10 and 17)
-  c ↦ [σ_w² E tanh(u1) tanh(u2) + σ_b²]/q*          correlation of two inputs, c* where it ends
-  ξ_c = −1/ln(σ_w² E tanh′(u1) tanh′(u2)) at c*                   how soon it ends there (eq. 9)
+  q* = σ_w² E tanh²(√q* z) + σ_b²                  what E h² comes to, h before the activation
+  χ = σ_w² E tanh′²(√q* z)                         factor of E (∂ℓ/∂h)² per layer, back
+  c ↦ [σ_w² E tanh(u1) tanh(u2) + σ_b²]/q*         correlation of two inputs, c* where it ends
+  ξ_c = −1/ln(σ_w² E tanh′(u1) tanh′(u2)) at c*    layers in which it comes nearer by e
 
 χ = 1 is critical: below it c* = 1 and gradients vanish, above it c* < 1 and they explode, and in
 both ξ_c is finite, so that no input can be told from another after a few ξ_c layers.
 
 First the integrals (by Gauss and Hermite's quadrature), and q, χ, c and ξ_c in nets of the
-library's layers, 512 wide, with inputs in pairs of correlation .9 and .1. They depart from wide nets
-by terms of 1/n, and 40 nets a seed leave a noise of .5% of χ: the tolerance is 1%. For the scale on
-which correlations decay it is 10%, as of their difference a tenth is left after 25 layers.
+library's layers, 512 wide, with inputs in pairs of correlation .9 and .1. They depart from wide
+nets by terms of 1/n, and 40 nets a seed leave a noise of .5% of χ: the tolerance is 1%. For the
+scale on which correlations decay it is 10%, as a tenth of the difference is left after 25 layers.
 
 Then training: nets of 128 units classify digits, 300 steps of SGD on batches of 32, with the better
 of two learning rates, because the largest that is stable falls with depth. A net counts as trained
@@ -282,7 +282,7 @@ def _of_nets(weights: float, values: dict[str, np.ndarray]) -> list[Quantity]:
     layers = np.arange(gradient.shape[1])
     centred = layers - layers.mean()
     factor = np.exp(-(gradient @ centred) / (centred @ centred))
-    source = "Schoenholz et al. 2017, eq."
+    source = "Schoenholz et al. 2017"
     expected_scale = round(float(decay(near, far)), 2)
     return [
         *rows,
@@ -291,14 +291,14 @@ def _of_nets(weights: float, values: dict[str, np.ndarray]) -> list[Quantity]:
             values["q"][:, WINDOW].mean(axis=1),
             round(computed[0], 4),
             round(0.01 * computed[0], 4),
-            source=f"{source} 3",
+            source=source,
         ),
         of_seeds(
             f"nets, {at}: factor of E (∂ℓ/∂h)² per layer",
             factor,
             round(computed[1], 4),
             round(0.01 * computed[1], 4),
-            source=f"{source} 17; an independent program: "
+            source=f"{source}; an independent program: "
             + {1.3: "0.875 ± 0.005", 2.5: "1.134 ± 0.006"}[weights],
         ),
         of_seeds(
@@ -306,14 +306,14 @@ def _of_nets(weights: float, values: dict[str, np.ndarray]) -> list[Quantity]:
             (values["near"][:, -1] + values["far"][:, -1]) / 2,
             round(float(near[-1] + far[-1]) / 2, 3),
             0.02,
-            source=f"{source} 5, from c = .9 and .1",
+            source=f"{source}, from c = .9 and .1",
         ),
         of_seeds(
             f"nets, {at}: scale of c's decay over layers {WINDOW.start} to {WINDOW.stop - 1}",
             decay(values["near"], values["far"]),
             expected_scale,
             round(0.1 * expected_scale, 2),
-            source=f"{source} 5 over the same layers; ξ_c = {wide_scale:.2f} in the end",
+            source=f"{source}, over the same layers; ξ_c = {wide_scale:.2f} in the end",
         ),
     ]
 
@@ -326,7 +326,7 @@ def _of_training(depths: np.ndarray, accuracy: np.ndarray) -> list[Quantity]:
     inside = reached < depths[-1]
     with np.errstate(invalid="ignore"):
         multiple = np.where(inside, reached / scales[None], np.nan)
-    source = "Schoenholz et al. 2017, section 4 and figure 5"
+    source = "Schoenholz et al. 2017, figure 5"
     return [
         of_seeds(
             "depth up to which nets train: rank correlation with ξ_c",

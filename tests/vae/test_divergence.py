@@ -97,7 +97,8 @@ LEAVES = {"posterior": "weight", "prior/mixture": "means", "prior/pseudo_inputs"
 def poison(layer, value, leaf=None):
     """Sets every leaf of one name, in one layer, to a value."""
     part, name = layer.split("/")
-    leaf = leaf or LEAVES.get(layer, LEAVES.get(part, "kernel"))
+    stochastic = name.startswith("z_")
+    leaf = leaf or ("kernel" if stochastic else LEAVES.get(layer, LEAVES.get(part, "kernel")))
 
     def change(params):
         paths = jax.tree_util.tree_leaves_with_path(params[part][name])

@@ -72,7 +72,8 @@ def test_verdicts():
     assert [row.verdict for row in rows if row.asked] == ["reproduced"] * 10
     # relu's gradients are reported beside the limit, and nothing is asked of them.
     open_rows = [row for row in rows if not row.asked]
-    assert {row.note for row in open_rows} == {"1 times what wide nets have, at width 256"}
+    assert len(open_rows) == 2
+    assert all(row.note.startswith("1 times what wide nets have") for row in open_rows)
     wrong = [row.verdict for row in study.measure(made_up(1.3)) if row.asked]
     assert set(wrong) == {"not reproduced"}
 

@@ -1,8 +1,8 @@
 """Measurements that a study makes itself, each kept in a file of its own: reruns resume.
 
 A case is a dict of numbers and words, such as {"samples": 100, "seed": 0}; what is measured in it
-is a dict of arrays. A case is measured anew when it, or the code of the study's own file, has
-changed: its docstrings and comments may.
+is a dict of arrays. A case is measured anew when it, or the code of the study's own file, or of
+one here that it shares with others, has changed; docstrings and comments may.
 """
 
 import ast
@@ -74,7 +74,10 @@ def of_study(study: types.ModuleType, budget: str) -> list[Arguments]:
 
 def file_of(study: types.ModuleType, folder: pathlib.Path, arguments: Arguments) -> pathlib.Path:
     """Where a case is kept."""
-    text = json.dumps(arguments, sort_keys=True) + _code(inspect.getsource(study))
+    shared = [v for v in vars(study).values() if isinstance(v, types.ModuleType)]
+    shared = [v for v in shared if v.__name__.startswith("experiments.studies.")]
+    code = (_code(inspect.getsource(part)) for part in (study, *shared))
+    text = json.dumps(arguments, sort_keys=True) + "".join(code)
     return folder / "cases" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.npz"
 
 

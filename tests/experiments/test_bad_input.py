@@ -16,7 +16,7 @@ from tests.experiments import launch
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--config.model.latentdim=3"], r"model\.latentdim: no such field.*model\.latent_dim\?"),
+        (["--config.model.latentdim=3"], r"model\.latentdim: no such field.*model\.latent_dim\b"),
         (["--config.model.depth=two"], r"model\.depth: .*whole number.* got 'two'"),
         (["--config.optimizer.name=adm"], r"optimizer\.name: .* got 'adm'.*Did you mean 'adam'\?"),
         (["--sweep=objective.betta=1,2"], r"objective\.betta: no such field\. .*objective\.beta\?"),

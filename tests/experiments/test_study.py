@@ -41,7 +41,10 @@ def test_list():
     ("flags", "message"),
     [
         (["--workdir=x"], "--name: missing"),
-        (["--name=bonds", "--workdir=x"], "--name: bonds is no study. There are bounds, beta"),
+        (
+            ["--name=bonds", "--workdir=x"],
+            "--name: bonds is no study. There are linear_vae",
+        ),
         (["--name=beta", "--workdir=x", "--config.model.dept=1"], "Did you mean model.depth"),
         (["--nme=beta"], "python -m experiments.study --help"),
     ],

@@ -14,12 +14,13 @@ from vae import model, objectives, penalties, random
 from vae.data import Examples, prepare
 from vae.errors import UserError
 from vae.evaluate import ACTIVE_UNIT_VARIANCE, IW_CHUNK
+from vae.posteriors import POINTS
 from vae.spec import ModelSpec
 from vae.train import TrainState
 
 # What of a posterior is not a density of z has none of this: neither a KL per dimension to lose,
 # nor weights of its samples.
-_WITHOUT_DENSITY = ("point", "vq", "categorical")
+_WITHOUT_DENSITY = (*POINTS, "vq", "categorical")
 
 # Those whose `mean` is E_q[z].
 _GAUSSIANS = ("gaussian", "full", "low_rank")

@@ -19,7 +19,7 @@ from vae.gradients import signal as signals
 from vae.layers import layer_names
 from vae.loss import TERMS, Batch, batch_loss, rows
 from vae.model import Params
-from vae.posteriors import POSTERIORS
+from vae.posteriors import POINTS, POSTERIORS
 from vae.spec import Spec
 from vae.train import TrainState
 
@@ -250,7 +250,7 @@ def _inputs(look: Look, most: int) -> Examples:
 
 
 def _no_density(spec: Spec) -> str:
-    if spec.model.posterior in ("point", "vq", "categorical"):
+    if spec.model.posterior in (*POINTS, "vq", "categorical"):
         return f"model.posterior: {spec.model.posterior} has no density of z"
     return ""
 

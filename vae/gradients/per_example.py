@@ -47,6 +47,12 @@ def uncoupled(spec: Spec, free_bits: float = 0.0) -> str:
             "model.norm: batch normalises each example by the others of its batch, so that none "
             "has a gradient of its own. Set model.norm to layer or none."
         )
+    # The same of what the decoder reads.
+    if spec.model.posterior == "tied":
+        return (
+            "model.posterior: tied normalises each code by the others of its batch, so that no "
+            "example has a gradient of its own. Set model.posterior to gaussian."
+        )
     # Draws from Π_j q(z_j) are the batch's own, permuted. The game's share of the VAE's loss is the
     # logit of one z, so that its gradients alone would be the examples' own.
     if name == "factor":

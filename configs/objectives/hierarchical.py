@@ -7,9 +7,9 @@ sampled, and told apart by layer. Theirs: 100 and 50 latents on MNIST, configs/s
     python -m experiments.run --config=configs/objectives/hierarchical.py \\
         --workdir=results/hierarchical
 
-It takes about 26 s. What to expect: z_1 carries the most. In a run on two CPU cores with JAX 0.10.2:
-test/elbo −23.94 ± 0.02, test/rate 3.61 ± 0.01, test/nll 23.33 ± 0.02 (K = 100); all 8 latents of
-z_1 in use, and 3 or 4 of those of z_2.
+It takes about 26 s. What to expect: z_1 carries the most. In a run on two CPU cores with JAX
+0.10.2: test/elbo −23.94 ± 0.02, test/rate 3.61 ± 0.01, test/nll 23.33 ± 0.02 (K = 100); all 8
+latents of z_1 in use, and 3 or 4 of those of z_2.
 """
 
 import ml_collections

@@ -6,9 +6,9 @@ Theirs: five layers on MNIST, configs/studies/ladder_full.py.
 
     python -m experiments.run --config=configs/objectives/ladder.py --workdir=results/ladder
 
-It takes about 25 s. What to expect: z_1 carries the most. In a run on two CPU cores with JAX 0.10.2:
-test/elbo −23.34 ± 0.05, test/rate 4.46 ± 0.15, of which z_1 has 3.8 nats, test/nll 22.68 ± 0.01 (K =
-100); all 8 latents of z_1 in use, all 4 of z_2 and 1 or 2 of z_3.
+It takes about 25 s. What to expect: z_1 carries the most. In a run on two CPU cores with JAX
+0.10.2: test/elbo −23.34 ± 0.05, test/rate 4.46 ± 0.15, of which z_1 has 3.8 nats, test/nll 22.68 ±
+0.01 (K = 100); all 8 latents of z_1 in use, all 4 of z_2 and 1 or 2 of z_3.
 """
 
 import ml_collections

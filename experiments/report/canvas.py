@@ -76,8 +76,10 @@ def new_figure(
 
 
 def save(figure, stem: pathlib.Path) -> list[pathlib.Path]:
+    """Writes STEM.png and STEM.pdf; returns their paths."""
     from experiments.report import write_whole
 
+    _without_mathtext(figure)
     paths = []
     for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):
         buffer = io.BytesIO()
@@ -87,3 +89,14 @@ def save(figure, stem: pathlib.Path) -> list[pathlib.Path]:
         paths.append(stem.with_name(stem.name + suffix))
         write_whole(paths[-1], buffer.getvalue())
     return paths
+
+
+def _without_mathtext(figure) -> None:
+    """Writes 0.01 at the ticks of logarithmic axes, where matplotlib's own 10⁻² is mathematics."""
+    from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), LogFormatter):
+                axis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())

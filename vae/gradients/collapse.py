@@ -146,7 +146,7 @@ def codes(
             train=False,
         )
         posterior = terms.posterior
-        location = model.location(spec, state.eval_params, posterior)
+        location = model.location(spec, state.eval_params, posterior, state.stats)
         return Codes(terms.kl, location, terms.z[0], posterior.mean, posterior.logvar)
 
     rngs = random.example_rngs(rng, jnp.arange(examples.raw.shape[0]))
@@ -216,7 +216,7 @@ def posterior_means(
     def one(raw, rng):
         x = prepare(examples.transform, raw, None)
         posterior, _ = model.encode(spec, params, stats, hparams, x, train=False)
-        center = model.location(spec, params, posterior)
+        center = model.location(spec, params, posterior, stats)
 
         def body(sums, number):
             noise = model.noise(spec, jax.random.fold_in(rng, number), chunk)

@@ -52,7 +52,7 @@ def decoder_values(
         posterior, _ = model.encode(
             spec, state.eval_params, state.stats, state.hparams, x, train=False
         )
-        return mean_of, model.location(spec, state.eval_params, posterior)
+        return mean_of, model.location(spec, state.eval_params, posterior, state.stats)
 
     def mean_of(z):
         decoded, _ = model.decode(
@@ -83,7 +83,7 @@ def encoder_values(
         posterior, _ = model.encode(
             spec, state.eval_params, state.stats, state.hparams, x, train=False
         )
-        return model.location(spec, state.eval_params, posterior)
+        return model.location(spec, state.eval_params, posterior, state.stats)
 
     return _values(spec, examples, lambda x: (mean_of, x), rng, num, batch_size)
 

@@ -284,7 +284,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Training steps between two looks, the first of which is before training. Whole number >= 1;
     # null: a fifth of the training.
     probe.every = config_dict.placeholder(int)
-    # Training examples that they look at, always the same. Whole number >= 2; null: a batch.
+    # Training examples that they look at, always the same; examples and hessian look at 32 of them,
+    # jacobian and the lag at 16. Whole number >= 2; null: a batch.
     probe.examples = config_dict.placeholder(int)
     # Draws of the gradient, for its noise. Whole number >= 2.
     probe.draws = 8

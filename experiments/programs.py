@@ -199,7 +199,7 @@ def _signature(name: str, plan: PopulationPlan) -> tuple[Any, tuple[Any, ...], i
     if name == "probe":
         examples = Examples(_shape(dataset.train), dataset.transform)
         static = (spec, plan.pack, plan.probe.instruments, plan.probe.settings)
-        return probe.read, (*static, population.states, examples), LITTLE
+        return probe.read, (*static, population.states, examples), MUCH
     if name == "changes":
         params = population.states.params
         return _layer_changes, (params, params), LITTLE

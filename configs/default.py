@@ -40,8 +40,14 @@ def get_config() -> ml_collections.ConfigDict:
     # unit ([0, 1]); symmetric ([-1, 1]); standardize (mean 0, variance 1 over the training split);
     # none (values as stored). The Bernoulli likelihood needs unit.
     data.scaling = "unit"
-    # Seed of everything random about the data itself (static binarisation); the same data for every
-    # run seed. Whole number >= 0.
+    # Cross-validation: parts that the training split is dealt into by data.seed, >= 2, of which one
+    # is left out and takes the place of the test split, which is not read; null: none. The flag
+    # --folds=K of experiments.run makes the K runs.
+    data.folds = config_dict.placeholder(int)
+    # The part that is left out: 0 to data.folds - 1.
+    data.fold = 0
+    # Seed of everything random about the data itself (static binarisation, folds); the same data
+    # for every run seed. Whole number >= 0.
     data.seed = 0
 
     config.model = model = ml_collections.ConfigDict()

@@ -97,7 +97,11 @@ def load(path: str) -> tuple[ml_collections.ConfigDict, sweeps.Sweep]:
 
 
 def from_args(
-    path: str, overrides: Sequence[tuple[str, str]], sweep_texts: Sequence[str]
+    path: str,
+    overrides: Sequence[tuple[str, str]],
+    sweep_texts: Sequence[str],
+    *,
+    folds: int | None = None,
 ) -> tuple[Config, sweeps.Sweep]:
     """The base config and the runs that a command line asks for.
 
@@ -108,12 +112,15 @@ def from_args(
       path: the config file.
       overrides: (field, text) pairs of ``--config.FIELD=VALUE``; the last of a field counts.
       sweep_texts: the values of the ``--sweep`` flags.
+      folds: K: each run once for each fold of K-fold cross-validation.
     Returns:
       The base config, nested, each field checked (rules between fields hold for runs, not for the
       base), and one override dict per run. Every run has been resolved without error.
     Raises:
       UserError: naming the field; see ``resolve``, ``load`` and ``sweep.parse_axis``.
     """
+    if folds is not None:
+        overrides, sweep_texts = _with_folds(folds, overrides, sweep_texts)
     config, own = load(path)
     base = _check_fields(flatten(config.to_dict()))
     flags = [sweeps.parse_axis(text) for text in sweep_texts]
@@ -139,6 +146,18 @@ def from_args(
     nested = unflatten(base)
     _check_runs(nested, runs)
     return nested, runs
+
+
+def _with_folds(
+    folds: int, overrides: Sequence[tuple[str, str]], sweep_texts: Sequence[str]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    given = [name for name, _ in overrides] + [text.partition("=")[0] for text in sweep_texts]
+    for name in ("data.folds", "data.fold"):
+        if name in map(str.strip, given):
+            raise UserError(
+                f"{name}: --folds={folds} sets it for every run. Leave one of the two out."
+            )
+    return [*overrides, ("data.folds", str(folds))], [f"data.fold=0:{folds}", *sweep_texts]
 
 
 def resolve(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:

@@ -79,6 +79,8 @@ FIELDS: dict[str, Field] = {
     "data.test_split": Field(str),
     "data.binarization": Field(str, choices=("none", "threshold", "static", "dynamic")),
     "data.scaling": Field(str, choices=("unit", "symmetric", "standardize", "none")),
+    "data.folds": Field(int, at_least=2, null="no cross-validation"),
+    "data.fold": Field(int, at_least=0),
     "data.seed": Field(int, at_least=0),
     # Model
     "model.net": Field(str, choices=("mlp", "conv")),

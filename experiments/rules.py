@@ -57,6 +57,13 @@ def check(flat: Mapping[str, Any]) -> None:
             "train.epochs and train.steps: neither is set, and exactly one gives the length of "
             "training. Set one, e.g. --config.train.epochs=50."
         )
+    folds, fold = flat["data.folds"], flat["data.fold"]
+    if fold >= (folds or 1):
+        there = f"data.folds is {fields.show(folds)}"
+        raise UserError(
+            f"data.fold: {fold}, but {there}. Choose one from 0 to data.folds - 1, or give "
+            "--folds=K, which sets both."
+        )
     net, depth, width = flat["model.net"], flat["model.depth"], flat["model.width"]
     if net == "conv" and depth < 1:
         raise UserError(

@@ -4,6 +4,9 @@
     python -m experiments.run --config=configs/default.py --config.model.depth=3 \\
         --sweep objective.beta=0.5,1,2 --sweep seed=0:5 --workdir=results/beta
 
+    python -m experiments.run --config=configs/default.py --sweep model.latent_dim=2,8,32 \\
+        --folds=5 --workdir=results/folds
+
 The same command again finishes what is missing. Fields are listed in configs/default.py.
 """
 
@@ -23,6 +26,13 @@ _CONFIG = flags.DEFINE_string("config", None, "The config file, such as configs/
 _WORKDIR = flags.DEFINE_string("workdir", None, "The results folder; made where it is absent.")
 _SWEEP = flags.DEFINE_multi_string(
     "sweep", [], "FIELD=V1,V2,... or 0:5, linspace(a,b,n), logspace(a,b,n); several multiply."
+)
+_FOLDS = flags.DEFINE_integer(
+    "folds",
+    None,
+    "K-fold cross-validation: every run K times, each with another K-th of the training split left "
+    "out and evaluated in place of the test split, which stays unseen.",
+    lower_bound=2,
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and train nothing.")
 _PACK = flags.DEFINE_enum(
@@ -47,7 +57,7 @@ def main(overrides: entry.Overrides) -> int:
         if not value and not (flag == "--workdir" and _DRY_RUN.value):
             raise UserError(f"{flag}: missing. See python -m experiments.run --help.")
     # 1. What is asked. No JAX yet: a typo is reported at once.
-    base, runs = configs.from_args(_CONFIG.value, overrides, _SWEEP.value)
+    base, runs = configs.from_args(_CONFIG.value, overrides, _SWEEP.value, folds=_FOLDS.value)
     workdir = pathlib.Path(_WORKDIR.value or "(no workdir)")
 
     # 2. How to do it.

@@ -1,4 +1,4 @@
-"""The results as a table, for a terminal or for Markdown: mean ± standard error over seeds."""
+"""The results as a table, for a terminal or for Markdown: mean ± error over seeds, or folds."""
 
 import math
 import pathlib
@@ -43,7 +43,7 @@ def written(seen: Estimate, places: int = 2) -> str:
 
 
 def results_rows(results: Results) -> list[list[str]]:
-    """A row for each combination of the swept fields but the seed; nats, means over the seeds.
+    """A row for each combination of the swept fields; nats, means over the seeds, or folds.
 
     Where not every combination was run, a line is named by what it changes in the base config.
     Where runs diverged, "2 of 3" says over how many the means are. A dash stands for what a
@@ -65,7 +65,7 @@ def results_rows(results: Results) -> list[list[str]]:
         cells = swept if crossed else [group.label]
         cells.append(str(runs) if good == runs else f"{good} of {runs}")
         for metric in metrics:
-            seen = aggregate.estimate(run.number(metric) for run in group.runs)
+            seen = aggregate.over_replicates((run, run.number(metric)) for run in group.runs)
             if not seen.n:
                 cells.append("–" if good else "diverged")
                 continue

@@ -1,5 +1,5 @@
-"""Statistics over runs: groups over seeds, standard errors, ablation curves, and the choice of runs
-to show.
+"""Statistics over runs: groups over seeds or folds, standard errors, ablation curves, and the
+choice of runs to show.
 
 Everything here is a pure function of the `Results`; the HTML, the interactive and the paper figures
 draw the same numbers.
@@ -37,7 +37,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """The runs that share everything but the seed; `index` holds the position on each axis."""
+    """The runs that share everything but seed and fold; `index` holds the position on each axis."""
 
     index: tuple[int, ...]
     values: tuple[Any, ...]
@@ -45,8 +45,8 @@ class Group:
     runs: tuple[Run, ...]
 
     def estimate(self, key: str) -> Estimate:
-        """Over the runs that came to their end."""
-        return estimate(run.number(key) for run in self.runs if run.status == "ok")
+        """Over the replicates of the runs that came to their end."""
+        return over_replicates((run, run.number(key)) for run in self.runs if run.status == "ok")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +81,22 @@ def estimate(values: Iterable[float]) -> Estimate:
     return Estimate(float(finite.mean()), error, int(finite.size))
 
 
+def over_replicates(values: Iterable[tuple[Run, float]]) -> Estimate:
+    """Of the finite values of runs: where there are folds, over the folds' means over seeds.
+
+    The standard error over K folds is the usual one, as if they were independent; they share
+    training data, and no unbiased estimate of their variance exists (Bengio and Grandvalet 2004,
+    "No Unbiased Estimator of the Variance of K-Fold Cross-Validation").
+    """
+    gathered: dict[Any, list[float]] = {}
+    for run, value in values:
+        if math.isfinite(value):
+            # Runs of an unknown seed are each their own.
+            name = run.run_id if run.replicate is None else run.replicate
+            gathered.setdefault(name, []).append(value)
+    return estimate(float(np.mean(of_one)) for of_one in gathered.values())
+
+
 def group_label(axes: Sequence[Axis], values: Sequence[Any]) -> str:
     """As in beta = 0.5, depth = 2; axes that say nothing more (one value, implied) are left out,
     and so are values that need no word.
@@ -109,11 +125,10 @@ def groups(results: Results) -> tuple[Group, ...]:
 
 
 def run_label(results: Results, run: Run) -> str:
-    """The run's group and its seed: "beta = 0.5, depth = 2, seed = 0"."""
+    """The run's group, fold and seed: "beta = 0.5, depth = 2, seed = 0"."""
     label = group_label(results.axes, [run.values[axis.field] for axis in results.axes])
-    if run.seed is None:
-        return label
-    return f"seed = {run.seed}" if label == BASE else f"{label}, seed = {run.seed}"
+    parts = [*([] if label == BASE else [label]), run.replicate_label]
+    return ", ".join(filter(None, parts)) or label
 
 
 def companion(results: Results, axis: Axis) -> Axis | None:
@@ -131,9 +146,9 @@ def ablation(
 ) -> list[tuple[Any, list[Point]]]:
     """Ablation curves of a metric over one axis.
 
-    Where more axes than these two are swept, a seed's values are first averaged over them; mean and
-    standard error are then taken over the seeds' averages, so the error bar shows the spread
-    between seeds and not between conditions. A seed that lacks one of those runs (diverged,
+    Where more axes than these two are swept, a seed's (or fold's) values are first averaged over
+    them; mean and standard error are then taken over the seeds' averages, so the error bar shows
+    the spread between seeds and not between conditions. A seed that lacks one of those (diverged,
     unfinished) is left out of the point, for its average would be over other conditions than its
     neighbours'; a point with no whole seed is left out of the curve.
 
@@ -151,7 +166,7 @@ def ablation(
             cell = cells.get((value_key(value) if by else "", value_key(x)), [])
             per_seed: dict[Any, list[float]] = {}
             for run in cell:
-                per_seed.setdefault(run.seed, []).append(run.number(key))
+                per_seed.setdefault(run.replicate, []).append(run.number(key))
             whole = [numbers for numbers in per_seed.values() if np.isfinite(numbers).all()]
             if whole:
                 seen = estimate(float(np.mean(numbers)) for numbers in whole)
@@ -214,7 +229,8 @@ def comparable(results: Results) -> bool:
 def _modelled(run: Run) -> tuple[str, ...]:
     likelihood = run.setting("model.likelihood")
     kind = "bytes" if likelihood in BYTE_LIKELIHOODS else "density"
-    fields = ("source", "test_split", "binarization", "scaling", "seed")
+    fields = ["source", "binarization", "scaling", "seed"]
+    fields += ["test_split"] if run.fold is None else ["train_split", "folds"]
     return (
         "bits" if likelihood == "bernoulli" else kind,
         *(value_key(run.setting(f"data.{field}")) for field in fields),
@@ -231,20 +247,20 @@ def best_group(results: Results, all_groups: Sequence[Group]) -> Group | None:
 
 
 def training_curve(group: Group, key: str) -> Curve:
-    """A metric over training, averaged over the group's seeds.
+    """A metric over training, averaged over the group's seeds and folds.
 
     A diverged run stops early, and a mean that suddenly loses a member jumps: such runs count only
     where a group has no other, and then up to the step at which they diverged.
     """
     members = [run for run in group.runs if run.status != "diverged"] or list(group.runs)
-    series: dict[int, list[float]] = {}
+    series: dict[int, list[tuple[Run, float]]] = {}
     for run in members:
         end = run.number("diverged/step")
         for step, value in zip(run.step.tolist(), run.curves.get(key, ()), strict=False):
             if math.isfinite(value) and not step > end:
-                series.setdefault(step, []).append(value)
+                series.setdefault(step, []).append((run, value))
     steps = sorted(series)
-    seen = [estimate(series[step]) for step in steps]
+    seen = [over_replicates(series[step]) for step in steps]
     return Curve(
         np.array(steps, np.int64),
         np.array([point.mean for point in seen], np.float64),

@@ -67,7 +67,7 @@ def conditions(results: Results, groups: Sequence[Group]) -> interactive.Figure:
                     f"{interactive.text(group.label)}<br>{metric.axis_title}: "
                     f"{style.fixed(one.mean, 3)}"
                     + (f" ± {style.fixed(one.error, 3)}" if one.n > 1 else "")
-                    + f"<br>{one.n} seed{'s' * (one.n != 1)}"
+                    + f"<br>{results.counted(one.n)}"
                     for group, one in zip(groups, seen, strict=True)
                 ],
                 "xaxis": f"x{suffix}",

@@ -16,7 +16,7 @@ MAX_LAYER_RUNS = 60
 def layers_section(results: Results, groups: Sequence[Group], figures: dict[str, Any]) -> str:
     """Gradient, parameter and update norms of every layer over training."""
     runs = [run for run in map(aggregate.first_shown, groups) if run is not None and run.layers]
-    # A run that diverged is the one whose gradients one wants to see, whichever seed it has.
+    # A run that diverged is the one whose gradients one wants to see, whichever it is.
     runs += [
         run for run in results.runs if run.status == "diverged" and run.layers and run not in runs
     ]
@@ -39,7 +39,7 @@ def layers_section(results: Results, groups: Sequence[Group], figures: dict[str,
         "The colour scale (gradient norm, nats per unit of parameter) is the same for every run. "
         f"Lines: dark to light with depth, {_dashes(shown)}, logarithmic axis. "
         "Gradients are those before clipping. Update ÷ parameter is the relative "
-        "change per step; 10<sup>−3</sup> is a common healthy size. Shown: the first seed of each "
+        "change per step; 10<sup>−3</sup> is a common healthy size. Shown: the first run of each "
         f"group and the diverged runs{left_out}."
     )
     reading += thinned(shown, explorers.layer_points(shown))
@@ -100,7 +100,7 @@ def looks_section(results: Results, groups: Sequence[Group], figures: dict[str, 
         "each look, dark to light with the step: a line that falls towards one end vanishes on its "
         "way there, one that rises explodes. Right: over training, one line for each layer. Below: "
         "numbers of the whole model. Logarithmic axes but for what may be negative. Shown: the "
-        "first seed of each group."
+        "first run of each group."
     )
     parts = [f'<div class="controls" id="looks-controls">{controls}</div>']
     parts.append(caption('<div class="plot" id="looks-plot"></div>', reading))

@@ -37,9 +37,9 @@ def gallery_section(results: Results, groups: Sequence[Group], figures: dict[str
 def _which(groups: Sequence[Group], shown: Sequence[tuple[Group, Run]]) -> str:
     if len(shown) == len(groups):
         every = " of every group" * (len(groups) > 1)
-        return f"The first seed{every}; the test examples and their order are the same throughout."
+        return f"The first run{every}; the test examples and their order are the same throughout."
     return (
-        f"The first seed of {len(shown)} of the {len(groups)} groups, chosen by their place in the "
+        f"The first run of {len(shown)} of the {len(groups)} groups, chosen by their place in the "
         "sweep and never by result: the middle of all axes, each axis' extremes with the others "
         "at the middle, then the corners. Always the same test examples in the same order."
     )
@@ -67,7 +67,7 @@ def _specimens(results: Results, shown: Sequence[tuple[Group, Run]]) -> str:
             if math.isfinite(run.number(metric.key))
         )
         numbers += " nats · " * bool(numbers)
-        where = f"seed {run.seed}, " if run.seed is not None else ""
+        where = f"{run.replicate_label}, " if run.replicate_label else ""
         cells.append(
             f'<div class="title"><h4>{escape(group.label)}</h4>'
             f'<span class="note">{numbers}{escape(where)}run '

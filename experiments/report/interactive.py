@@ -84,7 +84,8 @@ def ablation(results: Results, axis: Axis) -> Figure:
             )
         )
         for line, (value, points) in enumerate(lines):
-            label = style.clipped(f"{by.label} = {by.labels()[line]}") if by else "mean over seeds"
+            label = f"{by.label} = {by.labels()[line]}" if by else f"mean over {results.repeats}"
+            label = style.clipped(label)
             whole = [point.runs == point.expected for point in points]
             data.append(
                 {
@@ -111,7 +112,9 @@ def ablation(results: Results, axis: Axis) -> Figure:
                     "legendgroup": str(line),
                     "showlegend": bool(by is not None and points and line not in named),
                     "hoverinfo": "text",
-                    "text": [_point_text(axis, by, value, point, metric) for point in points],
+                    "text": [
+                        _point_text(results, axis, by, value, point, metric) for point in points
+                    ],
                     "xaxis": f"x{suffix}",
                     "yaxis": f"y{suffix}",
                 }
@@ -370,7 +373,12 @@ def legend_above() -> dict[str, Any]:
 
 
 def _point_text(
-    axis: Axis, by: Axis | None, value: Any, point: aggregate.Point, metric: style.Metric
+    results: Results,
+    axis: Axis,
+    by: Axis | None,
+    value: Any,
+    point: aggregate.Point,
+    metric: style.Metric,
 ) -> str:
     lines = [f"{axis.field} = {axis.labels()[point.position]}"]
     if by is not None:
@@ -378,7 +386,7 @@ def _point_text(
     seen = point.estimate
     spread = f" ± {style.fixed(seen.error, 3)}" if math.isfinite(seen.error) else ""
     lines.append(f"{metric.axis_title}: {style.fixed(seen.mean, 3)}{spread}")
-    lines.append(f"{seen.n} seed{'s' * (seen.n != 1)}, {point.runs} of {point.expected} runs")
+    lines.append(f"{results.counted(seen.n)}, {point.runs} of {point.expected} runs")
     return "<br>".join(text(line) for line in lines)
 
 
@@ -387,7 +395,7 @@ def _run_text(results: Results, run: Run) -> str:
         f"{axis.field} = {axis.labels()[axis.index(run.values[axis.field])]}"
         for axis in results.swept
     ]
-    lines += [f"seed = {run.seed}", f"run {run.run_id}"]
+    lines += [*filter(None, [run.replicate_label]), f"run {run.run_id}"]
     for metric in (style.RATE, style.DISTORTION, style.ELBO):
         lines.append(f"{metric.axis_title}: {style.fixed(run.number(metric.key), 2)}")
     return "<br>".join(text(line) for line in lines)

@@ -116,12 +116,12 @@ def json_script(anchor: str, value: Any) -> str:
 
 def _ablations(results: Results, groups: Sequence[Group], figures: dict[str, Any]) -> str:
     if not results.swept:
-        return "<p>No field other than the seed was swept, so there is nothing to plot against.</p>"
+        return "<p>Nothing was swept but what repeats a run: there is nothing to plot against.</p>"
     if not interactive.measured(results):
         return "<p>No run has finished yet.</p>"
     parts = [
-        "<p>Error bars are ± one standard error over seeds; where a panel has none, one seed was "
-        "run."
+        f"<p>Error bars are ± one standard error over {results.repeats}; where a panel has none, "
+        f"one {results.repeats[:-1]} was run."
     ]
     if any(math.isfinite(run.number("test/elbo")) for run in results.runs):
         parts[0] += (
@@ -138,7 +138,7 @@ def _ablations(results: Results, groups: Sequence[Group], figures: dict[str, Any
             f"fields was run. {escape(tables.UNSAID)}"
         )
         if any(run.status != "ok" for run in results.runs):
-            reading += " Hollow points are over fewer seeds than were asked for."
+            reading += f" Hollow points are over fewer {results.repeats} than were asked for."
         reading += _without_rate(results, ", and panels of these are without them.")
         parts.append(caption(plot("figure-conditions", figures["figure-conditions"]), reading))
     for i, axis in enumerate(aggregate.plotted(results, groups)):
@@ -152,13 +152,14 @@ def _ablations(results: Results, groups: Sequence[Group], figures: dict[str, Any
         if others:
             names = " and ".join(f"<code>{escape(other.field)}</code>" for other in others)
             reading.append(
-                f", averaged over {names} within each seed before the mean over seeds is taken"
+                f", averaged over {names} within each {results.repeats[:-1]} before the mean over "
+                f"{results.repeats} is taken"
             )
         reading.append(".")
         if any(run.status != "ok" for run in results.runs):
             reading.append(
-                " Hollow points are over fewer seeds: one that lacks a run (diverged or "
-                "unfinished) is left out, and so is a point with no whole seed."
+                f" Hollow points are over fewer {results.repeats}: one that lacks a run (diverged "
+                f"or unfinished) is left out, and so is a point with no whole one."
             )
         reading.append(_without_rate(results, ", and panels of these are without them."))
         if axis.log:
@@ -223,9 +224,9 @@ def _training(results: Results, groups: Sequence[Group], figures: dict[str, Any]
     )
     reading = (
         f"<b>{_curves(results)} against the training step.</b> Solid: test set, mean over "
-        "seeds, band ± one standard error. Dotted: training batches, averaged since the last "
-        "logged step, so a little behind the test curve. At most five groups show at first; click "
-        "the legend for the others, double-click to isolate one."
+        f"{results.repeats}, band ± one standard error. Dotted: training batches, averaged since "
+        "the last logged step, so a little behind the test curve. At most five groups show at "
+        "first; click the legend for the others, double-click to isolate one."
     )
     if any(run.status == "diverged" for run in results.runs):
         reading += " Diverged runs are left out of a mean that has other members."
@@ -238,7 +239,8 @@ def _training(results: Results, groups: Sequence[Group], figures: dict[str, Any]
         parts.append("<h3>Objective and optimiser</h3>")
         reading = (
             "<b>The loss, the terms that only some objectives have, and what the optimiser "
-            "did,</b> on training batches, averaged since the last logged step; mean over seeds, "
+            "did,</b> on training batches, averaged since the last logged step; mean over "
+            f"{results.repeats}, "
             "band ± one standard error. The controls above choose here, too."
         )
         parts.append(caption(_explorer("reported"), reading))

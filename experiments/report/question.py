@@ -11,7 +11,7 @@ from experiments.report import aggregate, style
 from experiments.report.aggregate import Group
 from experiments.report.axes import value_label
 from experiments.report.markup import chips, escape, pairs
-from experiments.report.results import SEED, Results
+from experiments.report.results import FOLD, SEED, Results
 from experiments.report.tables import nll_title, spread
 
 
@@ -27,15 +27,16 @@ def header(results: Results, groups: Sequence[Group], name: str) -> str:
     if swept:
         verb = "changes" if len(swept) == 1 else "change"
         asked = f"How {_and(swept)} {verb} what {model} learns on <code>{source}</code>."
-    elif len(results.seeds) > 1:
-        asked = f"One {noun} on <code>{source}</code>, {len(results.seeds)} seeds."
+    elif len(results.folds or results.seeds) > 1:
+        count = results.counted(len(results.folds or results.seeds))
+        asked = f"One {noun} on <code>{source}</code>, {count}."
     else:
         asked = f"One {noun} on <code>{source}</code>."
     counts = {status: sum(run.status == status for run in results.runs) for status in _STATUSES}
     states = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     facts = [
         ("Runs", str(runs), states),
-        ("Conditions", str(len(groups)), f"seeds: {_seeds(results)}"),
+        ("Conditions", str(len(groups)), _repeats(results)),
     ]
     best = aggregate.best_group(results, groups)
     if not any(group.estimate("test/elbo").n for group in groups):
@@ -91,7 +92,9 @@ def question(results: Results) -> str:
     """
     environment = results.environment
     swept = [(axis.field, chips(axis.labels())) for axis in results.axes]
-    swept.append((SEED, chips([value_label(seed) for seed in results.seeds])))
+    for name, values in ((FOLD, results.folds), (SEED, results.seeds)):
+        if values or name == SEED:
+            swept.append((name, chips([value_label(value) for value in values])))
 
     # The recorded protocol holds the data fields, resolved; without it they are all there is.
     datasets = environment.get("dataset", {}) or {"data": results.config.get("data", {})}
@@ -148,6 +151,7 @@ _STATUSES = ("ok", "diverged", "unfinished", "missing")
 def _config_text(results: Results) -> str:
     """The config as indented JSON, escaped, the swept fields' lines marked."""
     swept = {axis.field for axis in results.axes} | ({SEED} if len(results.seeds) > 1 else set())
+    swept |= {FOLD} if len(results.folds) > 1 else set()
     return _config_node(results.config, "", swept, 0)
 
 
@@ -190,11 +194,16 @@ def _words(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _seeds(results: Results) -> str:
-    seeds = results.seeds
-    if len(seeds) > 3 and all(b - a == 1 for a, b in zip(seeds, seeds[1:], strict=False)):
-        return f"{seeds[0]} to {seeds[-1]}"
-    return ", ".join(map(str, seeds)) or "not recorded"
+def _repeats(results: Results) -> str:
+    """seeds: 0 to 4; or folds: 0 to 4, seeds: 0, 1."""
+    folds = f"folds: {_listed(results.folds)}, " if results.folds else ""
+    return f"{folds}seeds: {_listed(results.seeds)}"
+
+
+def _listed(values: Sequence[int]) -> str:
+    if len(values) > 3 and all(b - a == 1 for a, b in zip(values, values[1:], strict=False)):
+        return f"{values[0]} to {values[-1]}"
+    return ", ".join(map(str, values)) or "not recorded"
 
 
 def _and(names: Sequence[str]) -> str:

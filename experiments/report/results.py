@@ -19,6 +19,9 @@ from experiments.report.axes import Axis, is_number, lookup, swept_axes
 from vae.errors import UserError
 
 SEED = "seed"
+FOLD = "data.fold"
+# Fields whose values repeat a condition: no axes.
+REPLICATES = (SEED, FOLD)
 
 # Columns of results.csv that hold words, not numbers, whatever they look like (a run id such as
 # "12e4567890" is no number).
@@ -40,6 +43,7 @@ class Run:
       run_id: the hash that names the run's folder.
       values: the run's value on every swept field, the seed among them.
       seed: the run's seed, None where the folder does not say.
+      fold: the part of the data that it leaves out, None where nothing is cross-validated.
       status: "ok", "diverged", "unfinished" (curves but no result) or "missing" (nothing yet).
       row: its row of results.csv: numbers as float (nan where the cell is empty), words as str.
       step: int64 [L], the steps at which metrics were logged, ascending.
@@ -52,6 +56,7 @@ class Run:
     run_id: str
     values: dict[str, Any]
     seed: int | None
+    fold: int | None
     status: str
     row: dict[str, Any]
     step: np.ndarray
@@ -59,6 +64,20 @@ class Run:
     layers: tuple[str, ...]
     directory: pathlib.Path
     config: dict[str, Any]
+
+    @property
+    def replicate(self) -> int | None:
+        """What a condition is repeated over: the fold, where there are folds, else the seed.
+
+        A fold's runs of several seeds share their data: they are averaged, and count as one.
+        """
+        return self.seed if self.fold is None else self.fold
+
+    @property
+    def replicate_label(self) -> str:
+        """As in seed = 0, or fold = 2, seed = 0; "" where the folder says neither."""
+        parts = (("fold", self.fold), ("seed", self.seed))
+        return ", ".join(f"{name} = {value}" for name, value in parts if value is not None)
 
     def setting(self, field: str, default: Any = None) -> Any:
         """The run's value of a field, swept or not."""
@@ -86,15 +105,25 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """A results folder. `axes` leaves out the seed; `notes` says what was skipped while reading."""
+    """A results folder. `axes` leaves out `REPLICATES`; `notes`: what was skipped while reading."""
 
     workdir: pathlib.Path
     config: dict[str, Any]
     environment: dict[str, Any]
     axes: tuple[Axis, ...]
     seeds: tuple[Any, ...]
+    folds: tuple[int, ...]
     runs: tuple[Run, ...]
     notes: tuple[str, ...]
+
+    @property
+    def repeats(self) -> str:
+        """What means are over, in the plural."""
+        return "folds" if self.folds else "seeds"
+
+    def counted(self, count: int) -> str:
+        """As in 3 seeds, 1 fold."""
+        return f"{count} {self.repeats[: len(self.repeats) - (count == 1)]}"
 
     @property
     def swept(self) -> tuple[Axis, ...]:
@@ -150,7 +179,10 @@ def read_results(workdir: pathlib.Path) -> Results:
         )
         seed = values.get(SEED, row.get(SEED, lookup(config, SEED)))
         seed = int(seed) if is_number(seed) and math.isfinite(seed) else None
-        runs.append(Run(run_id, values, seed, status, row, step, curves, layers, directory, config))
+        folds = values.get("data.folds", lookup(config, "data.folds"))
+        fold = None if folds is None else values.get(FOLD, lookup(config, FOLD))
+        files = (row, step, curves, layers, directory, config)
+        runs.append(Run(run_id, values, seed, fold, status, *files))
 
     unfinished = [run.run_id for run in runs if run.status in ("unfinished", "missing")]
     if unfinished:
@@ -160,14 +192,21 @@ def read_results(workdir: pathlib.Path) -> Results:
             "below are over the runs that are there"
         )
     # Sorting by axis keeps groups and legends in reading order however the planner packed the runs.
-    swept_fields = [field for field in fields if field != SEED]
+    swept_fields = [field for field in fields if field not in REPLICATES]
     values_of = [run.values for run in runs]
     axes = swept_axes(swept_fields, sweep.get("axes", {}), values_of, config)
     runs.sort(
-        key=lambda run: (*(axis.index(run.values[axis.field]) for axis in axes), run.seed or 0)
+        key=lambda run: (
+            *(axis.index(run.values[axis.field]) for axis in axes),
+            run.fold or 0,
+            run.seed or 0,
+        )
     )
-    seeds = tuple(sorted({run.seed for run in runs if run.seed is not None}))
-    return Results(workdir, config, environment, axes, seeds, tuple(runs), tuple(notes))
+    seeds, folds = (
+        tuple(sorted({value for run in runs if (value := getattr(run, name)) is not None}))
+        for name in ("seed", "fold")
+    )
+    return Results(workdir, config, environment, axes, seeds, folds, tuple(runs), tuple(notes))
 
 
 def read_metrics(

@@ -87,6 +87,11 @@ NO_COMPARISON = (
     "probability of bits or of bytes): their ELBOs are of different things and do not compare."
 )
 
+OF_FOLDS = (
+    "Runs of several seeds of one fold are averaged first. Folds share training data, so their "
+    "standard error is too small by an amount that cannot be estimated from them."
+)
+
 
 def _effects(results: Results) -> str:
     """One line per numeric axis: each metric from the lowest to the highest value."""
@@ -120,7 +125,7 @@ def _effects(results: Results) -> str:
 
 
 def _group_table(results: Results, groups: Sequence[Group]) -> str:
-    """Mean ± standard error over seeds, the exact numbers in data-value, data-error, data-seeds."""
+    """Mean ± standard error, the exact numbers in data-value, data-error, data-seeds."""
     metrics = aggregate.tabulated(results)
     cells = {metric.key: [group.estimate(metric.key) for group in groups] for metric in metrics}
     places = {
@@ -135,7 +140,7 @@ def _group_table(results: Results, groups: Sequence[Group]) -> str:
         heads += [("" if axis.numeric else "word", axis.label, "") for axis in results.axes]
     else:
         heads.append(("word", "condition", ""))
-    heads.append(("", "seeds", "finished"))
+    heads.append(("", "runs" if results.folds else "seeds", "finished"))
     for metric in metrics:
         title = nll_title(results.runs) if metric is style.NLL else metric.title
         heads.append(("", title, ", ".join(filter(None, (metric.unit, metric.direction)))))
@@ -159,9 +164,11 @@ def _group_table(results: Results, groups: Sequence[Group]) -> str:
         ]
         rows.append(f"<tr{' class=best' * is_best}>{''.join(row)}</tr>")
     reading = (
-        "Mean ± standard error over seeds (s/√n, s with n − 1); one seed has no ±. Click a header "
-        "to sort."
+        f"Mean ± standard error over {results.repeats} (s/√n, s with n − 1); one has no ±. Click a "
+        "header to sort."
     )
+    if results.folds:
+        reading += f" {OF_FOLDS}"
     if not crossed:
         reading += f" {UNSAID}"
     if not aggregate.comparable(results):
@@ -171,7 +178,7 @@ def _group_table(results: Results, groups: Sequence[Group]) -> str:
             " ★ marks the highest mean test ELBO; picked on the test set, it flatters itself when "
             "conditions are many."
         )
-    return f"<h3>Over seeds</h3><p class='note'>{reading}</p>" + _table(
+    return f"<h3>Over {results.repeats}</h3><p class='note'>{reading}</p>" + _table(
         "group-table", heads, rows, sortable=True
     )
 
@@ -180,6 +187,7 @@ def _run_table(results: Results) -> str:
     metrics = aggregate.tabulated(results)
     heads = [("word", "run_id", ""), ("word", "status", "")]
     heads += [("" if axis.numeric else "word", axis.label, "") for axis in results.axes]
+    heads += [("", "fold", "")] if results.folds else []
     heads += [("", "seed", ""), ("", "steps", ""), ("", "wall", "s")]
     for metric in metrics:
         title = nll_title(results.runs) if metric is style.NLL else metric.title
@@ -191,7 +199,8 @@ def _run_table(results: Results) -> str:
             f'<td class="word">{escape(run.status)}</td>',
         ]
         row += [_value_cell(axis.numeric, run.values[axis.field]) for axis in results.axes]
-        row.append(_value_cell(True, run.seed if run.seed is not None else math.nan))
+        replicate = (run.fold, run.seed) if results.folds else (run.seed,)
+        row += [_value_cell(True, math.nan if v is None else v) for v in replicate]
         row.append(_number_cell(run.number("steps"), 0))
         row.append(_number_cell(run.number("wall_s"), 1))
         row += [_number_cell(run.number(metric.key), metric.places) for metric in metrics]

@@ -34,6 +34,8 @@ EXAMPLES = {
     "data.test_split": (["test"], ["", None]),
     "data.binarization": (["none", "threshold", "static", "dynamic"], ["dynamc", True]),
     "data.scaling": (["unit", "symmetric", "standardize", "none"], ["Unit", 1]),
+    "data.folds": ([None, 2, 10], [1, 0, 2.5]),
+    "data.fold": ([0, 3], [-1, None]),
     "data.seed": ([0, 7], [-1, 0.5]),
     "model.net": (["mlp", "conv"], ["resnet"]),
     "model.latent_dim": ([1, 64, (64, 32, 16)], [0, -1, 2.5, 2**31, (), (8, 0)]),

@@ -57,6 +57,7 @@ def test_numbers_are_one_population_and_reach_their_run(name):
 STRUCTURAL = {
     "data.binarization": ["static", "dynamic"],
     "data.seed": [0, 1],
+    "data.folds": [None, 3],
     "model.net": ["mlp", "conv"],
     "model.latent_dim": [2, 3],
     "model.depth": [1, 2],

@@ -175,3 +175,8 @@ def test_a_schedule_that_fits_or_that_is_not_used_is_no_warning(name, caplog):
     if FIELDS[name].allows_none:
         runs.append({name: None} | ({switch: values[0]} if switch else {}))
     assert not warned(caplog, runs, [100] * len(runs))
+
+
+def test_a_fold_needs_folds():
+    assert error(data__fold=1).startswith("data.fold: 1, but data.folds is null.")
+    assert "data.folds is 3" in error(data__folds=3, data__fold=3)

@@ -16,7 +16,7 @@ from vae.errors import UserError
 SCALINGS = ("unit", "symmetric", "standardize", "none")
 BINARIZATIONS = ("none", "threshold", "static", "dynamic")
 # Separate streams of fixed bits for the two splits of one data seed.
-_STREAM = {"train": 0, "test": 1, "some": 2}
+_STREAM = {"train": 0, "test": 1, "some": 2, "folds": 3}
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +116,8 @@ def load(
     test_split="test",
     binarization="none",
     scaling="unit",
+    folds=None,
+    fold=0,
     seed=0,
 ) -> Dataset:
     """Loads a dataset into memory.
@@ -136,6 +138,9 @@ def load(
       scaling: "unit" ([0, 1]), "symmetric" ([-1, 1]), "standardize" (mean 0 and standard deviation
         1 over all values of the training examples), "none" (values as stored). Float arrays must
         already lie in [0, 1] for the first two.
+      folds: K of K-fold cross-validation, or None. The training split is dealt into K parts by
+        `seed`; `test` is then the part that is left out, and `test_split` is not read.
+      fold: the part that is left out, 0 <= fold < folds.
       seed: data seed, 0 <= seed < 2^32.
 
     Raises:
@@ -152,16 +157,24 @@ def load(
         raise UserError(f"data.seed: {seed!r} is not an integer from 0 to 2^32 - 1. Choose one.")
 
     # 1. Rows: parse before reading, so that only the base splits in use are read.
-    train_part = splits.parse(train_split, "data.train_split")
-    test_part = splits.parse(test_split, "data.test_split")
-    raw = sources.read(source, dir, {part.base: part.field for part in (test_part, train_part)})
+    parts = [splits.parse(train_split, "data.train_split")]
+    if folds is None:
+        parts.append(splits.parse(test_split, "data.test_split"))
+    raw = sources.read(source, dir, {part.base: part.field for part in reversed(parts)})
     counts = {base: len(images) for base, images in raw.images.items()}
-    train_rows = splits.resolve(train_part, counts)
-    test_rows = splits.resolve(test_part, counts)
-    splits.check_disjoint(train_rows, test_rows)
+    rows = [splits.resolve(part, counts) for part in parts]
     name = sources.describe(source)
-    train, train_labels = _take(raw, train_rows)
-    test, test_labels = _take(raw, test_rows)
+    train, train_labels = _take(raw, rows[0])
+    trained_on, tested_on = train_split, test_split
+    if folds is None:
+        splits.check_disjoint(*rows)
+        test, test_labels = _take(raw, rows[1])
+    else:
+        kept, out = splits.leave_out(len(train), folds, fold, (seed, _STREAM["folds"]))
+        test, test_labels = train[out], _some(train_labels, out)
+        train, train_labels = train[kept], _some(train_labels, kept)
+        trained_on = f"{train_split} without fold {fold} of {folds}"
+        tested_on = f"fold {fold} of {folds} of {train_split}"
     check_same_form(train, test, name)
 
     # 2. Values: the transform, and the binarisations that are done once.
@@ -180,7 +193,7 @@ def load(
     protocol = {
         "source": name,
         "version": raw.version,
-        "splits": {"train": train_split, "test": test_split},
+        "splits": {"train": trained_on, "test": tested_on},
         "counts": {"train": len(train), "test": len(test)},
         "shapes": {"train": list(train.shape), "test": list(test.shape)},
         "dtype": str(train.dtype),
@@ -196,8 +209,11 @@ def load(
 
 def _take(raw: sources.Raw, rows: splits.Rows) -> tuple[np.ndarray, np.ndarray | None]:
     part = slice(rows.start, rows.stop)
-    labels = raw.labels[rows.base]
-    return raw.images[rows.base][part], None if labels is None else labels[part]
+    return raw.images[rows.base][part], _some(raw.labels[rows.base], part)
+
+
+def _some(labels: np.ndarray | None, part: slice | np.ndarray) -> np.ndarray | None:
+    return None if labels is None else labels[part]
 
 
 def _check_choice(field: str, value, allowed: tuple[str, ...]) -> None:

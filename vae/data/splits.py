@@ -1,8 +1,12 @@
-"""Splits as strings, sliced as in TensorFlow Datasets: `train`, `test[8000:]`, `train[:80%]`."""
+"""Splits as strings, sliced as in TensorFlow Datasets: `train`, `test[8000:]`, `train[:80%]`; and
+folds of a split, for cross-validation.
+"""
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from vae.errors import UserError
 
@@ -107,3 +111,36 @@ def check_disjoint(train: Rows, test: Rows) -> None:
             f"data.train_split. Choose disjoint ranges, for example '{train.base}[:80%]' and "
             f"'{train.base}[80%:]'."
         )
+
+
+def leave_out(num_examples: int, folds: int, fold: int, seed: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The rows to train on and those to leave out, of one fold of K-fold cross-validation.
+
+    The rows are dealt out at random, for files are often sorted; every fold leaves out ⌊N/K⌋, no
+    row is left out twice, and the rest of the division is trained on in all of them. So all
+    folds have arrays of one shape, and share a compiled program.
+
+    Args:
+      num_examples: N. folds: K >= 2. fold: which, 0 to K − 1. seed: of the dealing, see
+        `numpy.random.default_rng`.
+
+    Returns:
+      Ascending int64 [N − ⌊N/K⌋] and [⌊N/K⌋].
+
+    Raises:
+      UserError: no such fold, or more folds than examples.
+    """
+    if not 2 <= folds <= num_examples:
+        raise UserError(
+            f"data.folds: {folds!r} is not a number of folds for {num_examples} training examples. "
+            f"Choose one from 2 to {num_examples}, or null for no cross-validation."
+        )
+    if not 0 <= fold < folds:
+        raise UserError(
+            f"data.fold: {fold!r} is none of {folds} folds. Choose one from 0 to {folds - 1}."
+        )
+    size = num_examples // folds
+    order = np.random.default_rng(seed).permutation(num_examples)
+    out = np.zeros(num_examples, bool)
+    out[order[fold * size : (fold + 1) * size]] = True
+    return np.flatnonzero(~out), np.flatnonzero(out)

@@ -200,3 +200,37 @@ def test_fingerprint_is_of_the_arrays_in_use():
     assert len({base, *others}) == 6
     # The embedded digits under the default protocol: changes only if the bytes or the rule change.
     assert load("digits").protocol["fingerprint"].startswith("dba5da2f980dbf56")
+
+
+# Folds --------------------------------------------------------------------------------------------
+
+
+def test_a_fold_takes_the_place_of_the_test_split():
+    whole = load("digits")
+    seen = []
+    for fold in range(3):
+        dataset = load("digits", folds=3, fold=fold, test_split="no such split")
+        assert dataset.num_train + dataset.num_test == whole.num_train
+        assert dataset.num_test == whole.num_train // 3
+        both = np.concatenate([dataset.train, dataset.test])
+        assert sorted(map(bytes, both)) == sorted(map(bytes, whole.train))
+        labels = np.concatenate([dataset.train_labels, dataset.test_labels])
+        pairs = sorted((bytes(x), int(y)) for x, y in zip(both, labels, strict=True))
+        asked = zip(whole.train, whole.train_labels, strict=True)
+        assert pairs == sorted((bytes(x), int(y)) for x, y in asked)
+        assert dataset.protocol["splits"] == {
+            "train": f"train without fold {fold} of 3",
+            "test": f"fold {fold} of 3 of train",
+        }
+        seen += map(bytes, dataset.test)
+    assert len(seen) == whole.num_train // 3 * 3
+    fingerprints = {load("digits", folds=3, fold=f).protocol["fingerprint"] for f in range(3)}
+    assert len(fingerprints) == 3
+
+
+def test_standardizing_does_not_see_the_part_that_is_left_out():
+    arrays = {"train": np.arange(12, dtype=np.float32).reshape(6, 2) ** 2}
+    for fold in range(3):
+        dataset = load(lambda: arrays, scaling="standardize", folds=3, fold=fold)
+        x = _inputs(dataset).astype(np.float64)
+        assert abs(x.mean()) < 1e-5 and abs(x.std() - 1.0) < 1e-5

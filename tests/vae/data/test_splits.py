@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from vae.data.splits import Rows, Split, check_disjoint, parse, resolve
+from vae.data.splits import Rows, Split, check_disjoint, leave_out, parse, resolve
 from vae.errors import UserError
 
 COUNTS = {"train": 1437, "test": 10}
@@ -77,3 +78,33 @@ def test_disjoint_splits_pass():
     check_disjoint(Rows("train", 0, 50), Rows("train", 50, 90))
     check_disjoint(Rows("train", 50, 90), Rows("train", 0, 50))
     check_disjoint(Rows("train", 0, 50), Rows("test", 0, 50))
+
+
+@pytest.mark.parametrize(("count", "folds"), [(10, 2), (10, 5), (11, 3), (1797, 4), (3, 3)])
+def test_folds_part_the_examples(count, folds):
+    parts = [leave_out(count, folds, fold, seed=7) for fold in range(folds)]
+    for kept, out in parts:
+        assert len(out) == count // folds
+        np.testing.assert_array_equal(np.sort(np.concatenate([kept, out])), np.arange(count))
+        assert (np.diff(kept) > 0).all() and (np.diff(out) > 0).all()
+    left = np.concatenate([out for _, out in parts])
+    assert len(set(left.tolist())) == count // folds * folds
+
+
+def test_folds_are_dealt_by_the_seed_alone():
+    first, again, other = (leave_out(1000, 5, 2, seed)[1] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    # At random: 200 of 1000, of which 40 ± 5 are in another deal's fold of 200.
+    assert 15 < len(np.intersect1d(first, other)) < 65
+    # No run of neighbours, as of a sorted file cut into pieces: 9 of 1000 in 200 are expected per
+    # place, and the largest gap of 200 random ones is near 5 ln 200 = 26.
+    assert np.diff(first).max() < 60 and first.min() < 60 and first.max() > 940
+
+
+@pytest.mark.parametrize(
+    ("folds", "fold", "field"),
+    [(1, 0, "folds"), (11, 0, "folds"), (3, 3, "fold"), (3, -1, "fold")],
+)
+def test_folds_that_there_are_not_are_refused(folds, fold, field):
+    with pytest.raises(UserError, match=rf"^data\.{field}: "):
+        leave_out(10, folds, fold, seed=0)

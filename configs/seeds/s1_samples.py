@@ -1,7 +1,7 @@
 """S1, VAEs for random samples and interpretation: the loss as printed, and corrected.
 
 What it is: 784-128(relu)-20, decoder 20-128-784, on all of MNIST, grey in [0, 1]; batches of 256,
-Adam 1e-3, 100 epochs. Two losses × 3 seeds.
+Adam 1e-3, 100 epochs. Two losses × 5 seeds.
 
     python -m experiments.run --config=configs/seeds/s1_samples.py --config.data.dir=DIR \\
         --workdir=results/s1_samples
@@ -50,4 +50,4 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def get_sweep() -> sweep.Sweep:
-    return sweep.product([AS_PRINTED, CORRECTED], sweep.axis("seed", range(3)))
+    return sweep.product([AS_PRINTED, CORRECTED], sweep.axis("seed", range(5)))

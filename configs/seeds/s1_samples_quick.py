@@ -1,6 +1,6 @@
 """S1 in minutes: configs/seeds/s1_samples.py on a part of MNIST.
 
-What it is: the same two losses × 3 seeds on the first 8,000 images of MNIST's test file, tested on
+What it is: the same two losses × 5 seeds on the first 8,000 images of MNIST's test file, tested on
 the last 2,000, as configs/mnist_8k.py, for 30 epochs.
 
     python -m experiments.study --name=s1_samples --data_dir=DIR --workdir=results/studies

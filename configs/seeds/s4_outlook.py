@@ -5,7 +5,7 @@ latents, on all of MNIST, grey in [0, 1]; minibatches of 100, Adam 1e-3, 100 epo
 recipe has no fault: as printed and corrected are one, the first row. The others are the remedies
 that it names: warm-up of the KL, free bits (½ nat for each latent), a better likelihood (the
 optimal σ², Rybkin et al. 2021), a stronger posterior (full covariance), an adversarial decoder
-(VAE-GAN). 6 rows × 3 seeds.
+(VAE-GAN). 6 rows × 5 seeds.
 
     python -m experiments.run --config=configs/seeds/s4_outlook.py --config.data.dir=DIR \\
         --workdir=results/s4_outlook
@@ -55,4 +55,4 @@ def get_config() -> ml_collections.ConfigDict:
 
 def get_sweep() -> sweep.Sweep:
     rows = sweep.chain([CORRECTED], *([row] for row in REMEDIES.values()))
-    return sweep.product(rows, sweep.axis("seed", range(3)))
+    return sweep.product(rows, sweep.axis("seed", range(5)))

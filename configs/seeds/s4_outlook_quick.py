@@ -1,6 +1,6 @@
 """S4 in minutes: configs/seeds/s4_outlook.py on a part of MNIST.
 
-What it is: the same six rows × 3 seeds on the first 8,000 images of MNIST's test file, tested on
+What it is: the same six rows × 5 seeds on the first 8,000 images of MNIST's test file, tested on
 the last 2,000, as configs/mnist_8k.py, for 20 epochs, 200 units in place of 500.
 
     python -m experiments.study --name=s4_outlook --data_dir=DIR --workdir=results/studies

@@ -1,6 +1,6 @@
 """VAEs of which the gaps of inference are measured (Cremer et al. 2018).
 
-What it is: 3 seeds in one program on the reduced MNIST of configs/mnist_8k.py, 25 epochs.
+What it is: 5 seeds in one program on the reduced MNIST of configs/mnist_8k.py, 25 epochs.
 
     python -m experiments.study --name=inference_gaps --data_dir=DIR --workdir=results/studies
 
@@ -26,4 +26,4 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def get_sweep() -> sweep.Sweep:
-    return sweep.axis("seed", range(3))
+    return sweep.axis("seed", range(5))

@@ -1,6 +1,6 @@
 """The decoder's variance and posterior collapse: σ² of .01 to 10 (Lucas et al. 2019).
 
-What it is: 4 σ² × 3 seeds in one program, of a Gaussian likelihood on the grey images of
+What it is: 4 σ² × 5 seeds in one program, of a Gaussian likelihood on the grey images of
 configs/mnist_8k.py, 200 latents, nets of half its width, 60 epochs.
 
     python -m experiments.study --name=variance_collapse --data_dir=DIR --workdir=results/studies
@@ -36,9 +36,6 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
-def variances() -> sweep.Sweep:
-    return sweep.axis("model.sigma", [0.01**0.5, 0.1**0.5, 1.0, 10**0.5])
-
-
 def get_sweep() -> sweep.Sweep:
-    return sweep.product(variances(), sweep.axis("seed", range(3)))
+    variances = sweep.axis("model.sigma", [0.01**0.5, 0.1**0.5, 1.0, 10**0.5])
+    return sweep.product(variances, sweep.axis("seed", range(5)))

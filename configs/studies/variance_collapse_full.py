@@ -1,6 +1,6 @@
-"""The decoder's variance and posterior collapse, with 300 epochs and 5 seeds (Lucas et al. 2019).
+"""The decoder's variance and posterior collapse, with 300 epochs (Lucas et al. 2019).
 
-What it is: configs/studies/variance_collapse.py, longer and with more seeds.
+What it is: configs/studies/variance_collapse.py, longer.
 
     python -m experiments.study --name=variance_collapse --budget=full --data_dir=DIR \\
         --workdir=results/studies
@@ -22,4 +22,4 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def get_sweep() -> sweep.Sweep:
-    return sweep.product(variance_collapse.variances(), sweep.axis("seed", range(5)))
+    return variance_collapse.get_sweep()

@@ -74,11 +74,16 @@ def of_study(study: types.ModuleType, budget: str) -> list[Arguments]:
 
 def file_of(study: types.ModuleType, folder: pathlib.Path, arguments: Arguments) -> pathlib.Path:
     """Where a case is kept."""
+    return folder / "cases" / f"{fingerprint(study, arguments)}.npz"
+
+
+def fingerprint(study: types.ModuleType, arguments: Arguments) -> str:
+    """12 hexadecimal digits of the arguments and of the code, see the module's docstring."""
     shared = [v for v in vars(study).values() if isinstance(v, types.ModuleType)]
     shared = [v for v in shared if v.__name__.startswith("experiments.studies.")]
     code = (_code(inspect.getsource(part)) for part in (study, *shared))
     text = json.dumps(arguments, sort_keys=True) + "".join(code)
-    return folder / "cases" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.npz"
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @functools.cache

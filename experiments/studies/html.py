@@ -9,7 +9,7 @@ from experiments.report.markup import caption, escape, section
 from experiments.report.page import document
 from experiments.studies import STUDIES, verdicts
 from experiments.studies.cases import Found
-from experiments.studies.quantity import VERDICTS, Quantity
+from experiments.studies.quantity import REPRODUCED, VERDICTS, Quantity
 from experiments.studies.verdicts import Measured
 
 _CLASSES = {verdict: verdict.replace(" ", "-") for verdict in VERDICTS}
@@ -22,7 +22,7 @@ def page(
     folder: pathlib.Path,
 ) -> str:
     """The whole study.html as text; figures are read from the studies' folders in `folder`."""
-    sections = [("verdicts", "Verdicts", _verdicts(quantities))]
+    sections = [("verdicts", "Verdicts", _verdicts(found, quantities))]
     sections += [
         (name, f"{STUDIES[name].ID} {name}", _study(name, found[name], of, folder))
         for name, of in quantities.items()
@@ -40,34 +40,62 @@ def page(
     return document(f"{title} · studies", title, f"<ol>{contents}</ol>", f"{header}\n{body}")
 
 
-def _verdicts(quantities: Measured) -> str:
-    rows = []
-    for name, of in quantities.items():
-        for q in of:
-            if q.asked:
-                link = f'<a href="#{escape(name)}">{escape(name)}</a>'
-                rows.append(f'<tr><td class="word">{link}</td>{_cells(q)}</tr>')
-    text = (
+def _verdicts(found: Mapping[str, Found], quantities: Measured) -> str:
+    """A row for each study; the rows that are not reproduced; all rows, folded."""
+    _, *lines = verdicts.summary(found, quantities)
+    studies = []
+    for number, name, claim, *tally, seeds, time in lines:
+        badges = "".join(
+            f"<td>{_badge(verdict, count) if count else ''}</td>"
+            for verdict, count in zip(VERDICTS, tally, strict=True)
+        )
+        studies.append(
+            f'<tr><td class="word">{escape(number)}</td><td class="word">{_link(name)}</td>'
+            f'<td class="wrap word">{escape(claim)}</td>{badges}<td>{escape(seeds)}</td>'
+            f"<td>{escape(time)}</td></tr>"
+        )
+    parts = [
         "<p><b>Reproduced:</b> the 95% interval of what was measured lies within what is "
         "expected; <b>not reproduced:</b> outside of it; <b>inconclusive:</b> neither, or seeds "
-        "are missing.</p>"
-    )
-    return text + _table(["study", *verdicts.HEADING[1:]], rows)
+        "are missing.</p>",
+        _table(verdicts.SUMMARY, studies),
+    ]
+    asked = [(name, q) for name, of in quantities.items() for q in of if q.asked]
+    but = [
+        f'<tr><td class="word">{_link(name)}</td>{_cells(q, q.remark)}</tr>'
+        for name, q in asked
+        if q.verdict != REPRODUCED
+    ]
+    if but:
+        parts.append("<h3>Not reproduced, or inconclusive</h3>")
+        parts.append(_table(["study", *verdicts.HEADING[1:]], but))
+    rows = [f'<tr><td class="word">{_link(name)}</td>{_cells(q)}</tr>' for name, q in asked]
+    table = _table(["study", *verdicts.HEADING[1:]], rows)
+    parts.append(f"<details><summary>Every verdict ({len(rows)})</summary>{table}</details>")
+    return "\n".join(parts)
 
 
-def _cells(q: Quantity) -> str:
+def _link(name: str) -> str:
+    return f'<a href="#{escape(name)}">{escape(name)}</a>'
+
+
+def _badge(verdict: str, text: str) -> str:
+    return f'<span class="verdict {_CLASSES.get(verdict, "")}">{escape(text)}</span>'
+
+
+def _cells(q: Quantity, remark: str = "") -> str:
     _, name, expected, measured, interval, seeds, verdict = verdicts.row("", q)
-    badge = f'<span class="verdict {_CLASSES.get(verdict, "")}">{escape(verdict)}</span>'
+    below = f'<span class="remark">{escape(remark)}</span>' if remark else ""
     title = f' title="{escape(q.remark)}"' if q.remark else ""
     return (
-        f'<td class="wrap word"{title}>{escape(name)}</td><td>{escape(expected)}</td>'
+        f'<td class="wrap word"{title}>{escape(name)}{below}</td><td>{escape(expected)}</td>'
         f"<td>{escape(measured)}</td><td>{escape(interval)}</td><td>{escape(seeds)}</td>"
-        f'<td class="word">{badge}</td>'
+        f'<td class="word">{_badge(verdict, verdict)}</td>'
     )
 
 
 def _table(heading: list[str], rows: list[str]) -> str:
-    words = ("study", "quantity", "verdict", "source")
+    words = ("", "study", "claim", "quantity", "verdict", "source")
     cells = "".join(
         f'<th scope="col"{" class=word" if name in words else ""}>{escape(name)}</th>'
         for name in heading

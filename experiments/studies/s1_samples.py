@@ -34,7 +34,7 @@ from vae.spec import ModelSpec, ObjectiveSpec, Spec
 ID = "S1"
 CONFIGS = {"quick": "configs/seeds/s1_samples_quick.py", "full": "configs/seeds/s1_samples.py"}
 DIMENSIONS = (1, 2, 5, 10, 20, 40)
-FOLDS, SEEDS, STEPS, SAMPLES = 4, 3, 500, 200
+FOLDS, SEEDS, STEPS, SAMPLES = 4, 5, 500, 200
 SIGMA = math.sqrt(0.5)
 
 
@@ -47,16 +47,20 @@ def run(arguments: Arguments, context: Context) -> dict[str, np.ndarray]:
     """See each part's function."""
     if arguments["part"] == "attribution":
         return attributions(context)
-    images = data.load(
+    if arguments["part"] == "noise":
+        return noise(images_of(context))
+    return dimension(context, arguments["latent_dim"])
+
+
+def images_of(context: Context, **folds: int) -> data.Dataset:
+    """8,000 images to train on and 2,000 held out; or a fold of the 8,000."""
+    return data.load(
         "tfds:mnist",
         dir=context.data_dir,
         train_split="test[:8000]",
         test_split="test[8000:]",
-        binarization="none",
+        **folds,
     )
-    if arguments["part"] == "noise":
-        return noise(images)
-    return dimension(images, arguments["latent_dim"])
 
 
 def spec_of(images: data.Dataset, latent_dim: int, posterior: str = "gaussian") -> Spec:
@@ -68,32 +72,28 @@ def spec_of(images: data.Dataset, latent_dim: int, posterior: str = "gaussian") 
     return Spec(net, ObjectiveSpec(name), batch_size=256)
 
 
-def trained(images: data.Dataset, spec: Spec, raw: np.ndarray, steps: int) -> train.Population:
-    """A population of `SEEDS` runs, trained on the images `raw`."""
+def trained(images: data.Dataset, spec: Spec, steps: int) -> train.Population:
+    """A population of `SEEDS` runs."""
     runs = stack([HParams(sigma=SIGMA, seed=seed) for seed in range(SEEDS)])
     population = train.init(spec, runs, images.train_mean)
-    examples = data.Examples(jnp.asarray(raw), images.transform)
+    examples = data.Examples(jnp.asarray(images.train), images.transform)
     return train.train_chunk(spec, "vmap", population, examples, jnp.int32(steps))
 
 
-def dimension(images: data.Dataset, latent_dim: int) -> dict[str, np.ndarray]:
+def dimension(context: Context, latent_dim: int) -> dict[str, np.ndarray]:
     """ELBO of held-out images, `held_out` [seeds]; of each fold, `folds` [folds, seeds]."""
-    spec = spec_of(images, latent_dim)
 
-    def elbo(raw, left_out):
-        population = trained(images, spec, raw, STEPS)
-        test = data.Examples(jnp.asarray(left_out), images.transform)
+    def elbo(**folds):
+        images = images_of(context, **folds)
+        spec = spec_of(images, latent_dim)
+        test = data.Examples(jnp.asarray(images.test), images.transform)
         found = evaluate.evaluate(
-            spec.model, "vmap", 1, 500, population, test, evaluate.SPLITS["test"]
+            spec.model, "vmap", 1, 500, trained(images, spec, STEPS), test, evaluate.SPLITS["test"]
         )
         return np.asarray(found["elbo"])
 
-    parts = np.split(images.train, FOLDS)
-    folds = [
-        elbo(np.concatenate([p for j, p in enumerate(parts) if j != i]), part)
-        for i, part in enumerate(parts)
-    ]
-    return {"held_out": elbo(images.train, images.test), "folds": np.stack(folds)}
+    folds = [elbo(folds=FOLDS, fold=fold) for fold in range(FOLDS)]
+    return {"held_out": elbo(), "folds": np.stack(folds)}
 
 
 def noise(images: data.Dataset) -> dict[str, np.ndarray]:
@@ -106,7 +106,7 @@ def noise(images: data.Dataset) -> dict[str, np.ndarray]:
         ("without noise", "point", 1.0),
     ):
         spec = spec_of(images, 20, posterior)
-        states = trained(images, spec, images.train, STEPS).states
+        states = trained(images, spec, STEPS).states
 
         def one(state, spec=spec, scale=scale):
             rngs = jax.random.split(random.stream(state.hparams.seed, random.GALLERY), SAMPLES)

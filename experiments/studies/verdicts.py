@@ -100,6 +100,32 @@ def table(quantities: Measured) -> list[list[str]]:
     return [HEADING, *(row(name, q) for name, of in quantities.items() for q in of if q.asked)]
 
 
+SUMMARY = ["", "study", "claim", *quantity.VERDICTS, "seeds", "time"]
+
+
+def summary(found: Mapping[str, Found], quantities: Measured) -> list[list[str]]:
+    """The heading, and a row for each study: its claim, and how many rows of each verdict."""
+    rows = []
+    for name, of in quantities.items():
+        verdicts = [q.verdict for q in of]
+        tally = [str(verdicts.count(v)) if v in verdicts else "" for v in quantity.VERDICTS]
+        seeds = str(max((q.seeds for q in of), default=0))
+        time = duration(found[name].seconds)
+        rows.append([STUDIES[name].ID, name, claim(name)[0], *tally, seeds, time])
+    return [SUMMARY, *rows]
+
+
+def exceptions(quantities: Measured) -> list[list[str]]:
+    """The heading, and the rows that are not reproduced, with what is known of the cause."""
+    rows = [
+        [*row(name, q), q.remark]
+        for name, of in quantities.items()
+        for q in of
+        if q.verdict in (quantity.NOT_REPRODUCED, quantity.INCONCLUSIVE)
+    ]
+    return [[*HEADING, "remark"], *rows]
+
+
 def counts(quantities: Measured) -> str:
     """`3 reproduced, 1 inconclusive`."""
     all_of = [q.verdict for of in quantities.values() for q in of]
@@ -125,8 +151,11 @@ def page(
         "training and measuring in all. Means over seeds with 95% confidence intervals; "
         "*reproduced*: the interval lies within what is expected; *not reproduced*: outside of it; "
         "*inconclusive*: neither. Nats are per example.",
-        markdown(table(quantities)),
+        markdown(summary(found, quantities)),
     ]
+    but = exceptions(quantities)
+    if len(but) > 1:
+        parts += ["Not reproduced, or inconclusive:", markdown(but)]
     for name, of in quantities.items():
         first, rest = claim(name)
         parts += [f"## {STUDIES[name].ID} {name}", f"**{first}**", *rest, effort(found[name])]

@@ -1,5 +1,10 @@
-"""Measures studies in their folders, and writes studies.csv, study.html and figures."""
+"""Measures studies in their folders, and writes studies.csv, study.html and figures.
 
+A study that was measured to its end leaves study.json in its folder, by which the next command on
+the same workdir knows to show it beside its own.
+"""
+
+import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,11 +36,35 @@ def measure(
     figures.mkdir(parents=True, exist_ok=True)
     with canvas.drawing():
         canvas.save(study.figure(found), figures / name)
+    writers.write_json(folder / "study.json", _finished(name, budget))
+    return found
+
+
+def _finished(name: str, budget: str) -> dict[str, str]:
+    return {"budget": budget, "code": cases.fingerprint(STUDIES[name], {"budget": budget})}
+
+
+def earlier(workdir: pathlib.Path) -> dict[str, Found]:
+    """What earlier commands found to the end in this workdir, with the code as it is."""
+    found = {}
+    for name, study in STUDIES.items():
+        folder = workdir / name
+        try:
+            budget = json.loads((folder / "study.json").read_text())["budget"]
+            same = json.loads((folder / "study.json").read_text()) == _finished(name, budget)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        kept = cases.kept(study, folder, budget) if same else ()
+        if same and len(kept) == len(cases.of_study(study, budget)):
+            results = read_results(folder) if hasattr(study, "CONFIGS") else None
+            found[name] = Found(budget, results, kept)
     return found
 
 
 def write(found: Mapping[str, Found], workdir: pathlib.Path, made: Mapping[str, Any]) -> None:
-    """studies.csv and study.html of all that has been found."""
+    """studies.csv and study.html of all that has been found, now or earlier."""
+    every = earlier(workdir) | dict(found)
+    found = {name: every[name] for name in STUDIES if name in every}
     quantities = verdicts.measured(found)
     verdicts.write_csv(workdir / "studies.csv", found, quantities)
     writers.write_text(workdir / "study.html", html.page(found, quantities, made, workdir))

@@ -19,7 +19,7 @@ import jax
 from absl import app, flags
 
 from experiments import environment
-from experiments.benchmark import commands, library, objectives
+from experiments.benchmark import commands, library, objectives, probing
 from experiments.benchmark.measure import Row, Settings, table
 from vae import writers
 from vae.errors import UserError
@@ -34,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Iterable[Row]]] = {
     "memory": library.memory_,
     "nll": library.nll,
     "objectives": objectives.objectives,
+    "probing": probing.probing,
 }
 
 _DATA_DIR = flags.DEFINE_string(

@@ -68,7 +68,19 @@ def top_eigenvalues(
     flat, unravel = ravel_pytree(like)
     steps = min(iterations, flat.size)
     _check(num, steps)
-    diagonal, beside = _tridiagonal(lambda v: ravel_pytree(matvec(unravel(v)))[0], flat, rng, steps)
+
+    def product(v):
+        return ravel_pytree(matvec(unravel(v)))[0]
+
+    # A random vector goes to 0 under the operator 0 alone, as of a term that a loss does not have:
+    # one product for it in place of all. (A vmap over runs takes both branches.)
+    start = _random(rng, flat.size, flat.dtype)
+    zeros = jnp.zeros(steps, flat.dtype), jnp.zeros(steps, flat.dtype)
+    diagonal, beside = jax.lax.cond(
+        jnp.any(product(start) != 0),
+        lambda: _tridiagonal(product, flat, rng, steps),
+        lambda: zeros,
+    )
     inner = beside[:-1]
     small = jnp.diag(diagonal) + jnp.diag(inner, 1) + jnp.diag(inner, -1)
     values, vectors = jnp.linalg.eigh(small)

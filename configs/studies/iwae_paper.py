@@ -6,6 +6,10 @@ Bengio's; batches of 20; Adam with β1 = 0.9, β2 = 0.999, ε = 1e-4; 3^i epochs
 1e-3 · 10^(−i/7), i = 0 ... 7: 3,280 epochs or 9.84 million steps a run. Their code does otherwise:
 configs/studies/iwae_code.py. configs/studies/iwae_two_layers_paper.py has two layers.
 
+    python -m experiments.study --name=bounds --budget=full --data_dir=DIR --workdir=results/studies
+
+or, for the runs alone,
+
     python -m experiments.run --config=configs/studies/iwae_paper.py --config.data.dir=DIR \\
         --workdir=results/iwae_paper
 

@@ -161,5 +161,6 @@ def figure(found: Found):
         panel.set_xlabel("stochastic layer")
         panel.set_title(name)
     panels[0].set_ylabel("KL, nats")
-    panels[0].legend()
+    handles = panels[0].get_legend_handles_labels()
+    sheet.legend(*handles, loc="outside upper center", ncols=len(REMEDIES))
     return sheet

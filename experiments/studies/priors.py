@@ -48,7 +48,7 @@ def figure(found: Found):
         for place, values in enumerate(of.values()):
             color = style.PETROFF[place]
             panel.plot([place] * len(values), list(values.values()), "o", color=color)
-        panel.set_xticks(range(len(of)), [PRIORS[prior].split()[0] for prior in of])
+        panel.set_xticks(range(len(of)), [PRIORS[prior].replace(" of ", "\nof ") for prior in of])
         panel.set_xlim(-0.6, len(of) - 0.4)
         panel.set_title(title)
     return sheet

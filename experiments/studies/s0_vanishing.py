@@ -23,7 +23,6 @@ mean of encoder and decoder. The intervals are simultaneous, at 95% for all reme
 (Bonferroni). What of it holds through training is looked at on depth 20, for 200 steps.
 """
 
-import functools
 import math
 
 import jax
@@ -31,9 +30,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.report import canvas, style
+from experiments.studies import scanned_nets
 from experiments.studies.cases import Arguments, Context, Found
 from experiments.studies.quantity import Quantity, by_seed, difference, of_seeds
-from vae import data, distributions, nets, printed, train
+from experiments.studies.scanned_nets import DEPTHS, INITS, LATENTS, PARTS, SEEDS, WIDTH
+from vae import data, printed, train
 from vae.hparams import HParams, stack
 from vae.layers import layer_names
 from vae.spec import ModelSpec, OptimizerSpec, Spec
@@ -43,14 +44,11 @@ CONFIGS = {
     "quick": "configs/seeds/s0_vanishing_quick.py",
     "full": "configs/seeds/s0_vanishing.py",
 }
-DEPTHS = (1, 2, 5, 10, 20, 50)
 ACTIVATIONS = ("relu", "tanh", "sigmoid")
-INITS = ("glorot", "he", "lecun", "orthogonal", "uniform")
 NORMS = ("none", "layer", "batch")
 RESIDUALS = ("none", "plain", "scaled", "zero_init")
 BASE = {"activation": "relu", "norm": "none", "residual": "none"}
 LEVELS = {"activation": ACTIVATIONS, "init": INITS, "norm": NORMS, "residual": RESIDUALS}
-WIDTH, LATENTS, EXAMPLES, SEEDS = 64, 2, 16, 5
 LOOKS = (1, 10, 50, 200)
 TRAINED = (
     BASE | {"init": "glorot"},
@@ -58,7 +56,6 @@ TRAINED = (
     BASE | {"init": "glorot", "norm": "batch"},
     BASE | {"init": "glorot", "residual": "plain"},
 )
-PARTS = ("encoder", "decoder")
 
 
 def cases(budget: str) -> list[Arguments]:
@@ -78,7 +75,11 @@ def run(arguments: Arguments, context: Context) -> dict[str, np.ndarray]:
     if arguments["part"] == "printed KL":
         return cosines()
     images = images_of(context)
-    return at_start(images, **own) if arguments["part"] == "start" else trained(images, **own)
+    return (
+        scanned_nets.at_start(images, **own)
+        if arguments["part"] == "start"
+        else trained(images, **own)
+    )
 
 
 def images_of(context: Context) -> data.Dataset:
@@ -89,112 +90,6 @@ def images_of(context: Context) -> data.Dataset:
         test_split="test[8000:]",
         binarization="none",
     )
-
-
-# At the start.
-
-
-def at_start(images: data.Dataset, activation: str, norm: str, residual: str):
-    """log10 g_l: `encoder`, `decoder` [inits, depths, seeds, 50]; nan beyond a net's depth."""
-    x = images.train[: SEEDS * EXAMPLES].reshape(SEEDS, EXAMPLES, -1) / 255.0
-    kernels = [kernels_of(init, x.shape[-1]) for init in INITS]
-    with jax.enable_x64(True):
-        kernels = jax.tree.map(lambda *a: jnp.asarray(np.stack(a), jnp.float64), *kernels)
-        found = _at_start(kernels, jnp.asarray(x, jnp.float64), activation, norm, residual)
-        return {part: np.asarray(values) for part, values in zip(PARTS, found, strict=True)}
-
-
-@functools.partial(jax.jit, static_argnames=("activation", "norm", "residual"))
-def _at_start(kernels, x, activation, norm, residual):
-    def one(kernels, x, depth):
-        return _signal(kernels, x, depth, activation, norm, residual)
-
-    over_seeds = jax.vmap(one, (0, 0, None))
-    over_inits = jax.vmap(over_seeds, (0, None, None))
-    found = jax.lax.map(lambda depth: over_inits(kernels, x, depth), jnp.array(DEPTHS))
-    return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), found)
-
-
-@functools.cache
-def kernels_of(init: str, num_values: int):
-    """Of both parts: the first layer's kernel, those of the 49 that follow, and the heads'."""
-
-    def of_seed(seed):
-        rngs = iter(jax.random.split(jax.random.key(seed), 6))
-        shapes = {
-            "encoder": {"first": (num_values, WIDTH), "head": (WIDTH, 2 * LATENTS)},
-            "decoder": {"first": (LATENTS, WIDTH), "head": (WIDTH, num_values)},
-        }
-        draw = nets.INITIALIZERS[init]
-        made = {
-            part: {name: draw(next(rngs), shape, jnp.float32) for name, shape in of.items()}
-            for part, of in shapes.items()
-        }
-        for part in PARTS:
-            keys = jax.random.split(next(rngs), max(DEPTHS) - 1)
-            rest = jax.lax.map(lambda key: draw(key, (WIDTH, WIDTH), jnp.float32), keys)
-            made[part]["rest"] = rest
-        return made
-
-    # In turn: the QR decompositions of `orthogonal`, batched by vmap, were seen to hang on a CPU.
-    draw_all = jax.jit(lambda seeds: jax.lax.map(of_seed, seeds))
-    return jax.tree.map(np.asarray, draw_all(jnp.arange(SEEDS, dtype=jnp.uint32)))
-
-
-def _signal(kernels, x, depth, activation, norm, residual):
-    """log10 of the root mean square of ∂loss/∂h_l, [50] of each part, for x [examples, D]."""
-    # Residuals are added below, where the depth is a number.
-    spec = ModelSpec((1,), depth=1, width=WIDTH, activation=activation, norm=norm)
-    layer = nets.DenseLayer(spec, WIDTH, ("batch",))
-    noise = jax.random.normal(jax.random.key(1), (EXAMPLES, LATENTS), x.dtype)
-    # A gate at its start has no branch yet.
-    scale = {
-        "none": 1.0,
-        "plain": 1.0,
-        "scaled": 1 / jnp.sqrt(depth.astype(x.dtype)),
-        "zero_init": 0.0,
-    }[residual]
-
-    def apply(kernel, h):
-        zeros, ones = jnp.zeros(WIDTH, x.dtype), jnp.ones(WIDTH, x.dtype)
-        made = {"dense": {"kernel": kernel, "bias": zeros}}
-        if norm != "none":
-            made["norm"] = {norm: {"scale": ones, "bias": zeros}}
-        return layer.apply({"params": made}, h, True, mutable=["batch_stats"])[0]
-
-    def trunk(of, h, taps):
-        h = apply(of["first"], h) + taps[0]
-
-        def step(h, scanned):
-            number, kernel, tap = scanned
-            f = apply(kernel, h)
-            new = f if residual == "none" else h + scale * f
-            return jnp.where(number < depth, new, h) + tap, None
-
-        numbers = jnp.arange(1, max(DEPTHS))
-        return jax.lax.scan(step, h, (numbers, of["rest"], taps[1:]))[0] @ of["head"]
-
-    def loss(taps):
-        def one(x, noise, taps):
-            mean, logvar = jnp.split(trunk(kernels["encoder"], x, taps["encoder"]), 2)
-            z = mean + jnp.exp(0.5 * logvar) * noise
-            seen = jax.nn.sigmoid(trunk(kernels["decoder"], z, taps["decoder"]))
-            kl = jnp.sum(distributions.kl_standard_normal(mean, logvar))
-            return jnp.sum(jnp.square(x - seen)) + kl
-
-        return jnp.sum(jax.vmap(one, axis_name="batch")(x, noise, taps))
-
-    zeros = jnp.zeros((EXAMPLES, max(DEPTHS), WIDTH), x.dtype)
-    gradients = jax.grad(loss)(dict.fromkeys(PARTS, zeros))
-    there = jnp.arange(max(DEPTHS)) < depth
-
-    def size(gradient):
-        most = jnp.max(jnp.abs(gradient), (0, 2))  # squares of the smallest underflow
-        scaled = gradient / jnp.where(most > 0, most, 1)[None, :, None]
-        log = jnp.log10(most) + 0.5 * jnp.log10(jnp.mean(jnp.square(scaled), (0, 2)))
-        return jnp.where(there, log, jnp.nan)
-
-    return tuple(size(gradients[part]) for part in PARTS)
 
 
 def decades(found: Found, depth: int, init: str = "glorot", **own: str) -> dict[str, np.ndarray]:
@@ -408,12 +303,12 @@ def figure(found: Found):
     layers.set_xlabel("layer of the encoder, of 50")
     layers.set_ylabel("log₁₀ g, at the start")
     layers.set_ylim(bottom=-25)
-    layers.legend(fontsize=6, ncols=2)
     depths.set_xscale("log")
     depths.set_xticks(DEPTHS, [str(d) for d in DEPTHS])
     depths.set_xlabel("layers of the encoder")
     depths.set_ylabel("decades, first to last layer")
     depths.set_ylim(bottom=-25)
+    sheet.legend(*layers.get_legend_handles_labels(), loc="outside upper center", ncols=5)
     gains = remedies(found)
     names = sorted(gains, key=lambda name: _place(gains[name]))
     for y, name in enumerate(names):
@@ -442,7 +337,7 @@ def _draw_terms(panel, found: Found) -> None:
             panel.plot(step, log, line, color=color, label=f"{name}: {term}")
     panel.set_xlabel("step")
     panel.set_ylabel("log₁₀ gradient of encoder/layer_0")
-    panel.legend(fontsize=6)
+    panel.legend(fontsize=6, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
 
 
 def _looks(runs, key: str) -> tuple[np.ndarray, np.ndarray]:

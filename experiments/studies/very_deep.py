@@ -188,18 +188,17 @@ def figure(found: Found):
     """Shares that diverged, and the largest norms, by learning rate, for each scale and depth."""
     sheet, panels = canvas.new_figure(2, 2, 6.8, 4.6)
     panels = np.reshape(panels, (2, 2))
-    colors = dict(zip(SCALES, style.PETROFF, strict=False))
+    deepest = max(case.arguments["layers"] for case in found.cases)
     for case in found.cases:
         of = case.arguments
-        deep = of["layers"] == max(c.arguments["layers"] for c in found.cases)
-        line = "--" if of["norm"] == "batch" else "-" if deep else "-."
+        color = style.PETROFF[list(SCALES).index(of["scale"])]
+        line = "--" if of["norm"] == "batch" else "-" if of["layers"] == deepest else "-."
         for column in range(2):
             for row, name in enumerate(("diverged", "largest")):
                 values = case.values[name][:, column].mean(axis=1)
-                panels[row, column].plot(
-                    range(len(RATES)), values, line, marker="o", markersize=3,
-                    color=colors[of["scale"]], label=label(case),
-                )  # fmt: skip
+                places = range(len(RATES))
+                panel = panels[row, column]
+                panel.plot(places, values, line, marker="o", ms=3, color=color, label=label(case))
     for column, title in enumerate(("every update is made", f"skip above {SKIP[1]:g}")):
         panels[0, column].set_title(title)
         panels[0, column].set_ylim(-0.05, 1.05)
@@ -208,5 +207,6 @@ def figure(found: Found):
         panels[1, column].set_xlabel("learning rate")
     panels[0, 0].set_ylabel("share diverged")
     panels[1, 0].set_ylabel("log10 of the largest norm")
-    panels[0, 1].legend()
+    handles = panels[0, 0].get_legend_handles_labels()
+    sheet.legend(*handles, loc="outside upper center", ncols=3)
     return sheet

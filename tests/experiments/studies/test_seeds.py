@@ -17,6 +17,7 @@ from experiments.studies import s1_samples as s1
 from experiments.studies import s2_stability as s2
 from experiments.studies import s3_training as s3
 from experiments.studies import s4_outlook as s4
+from experiments.studies import scanned_nets
 from experiments.studies.cases import Case, Found
 from experiments.studies.quantity import NOT_REPRODUCED, REPRODUCED
 
@@ -70,11 +71,11 @@ def test_s0_signal_is_the_gradient_of_the_net_written_out():
         }
         for part, fan_in, fan_out in (("encoder", num_values, 4), ("decoder", 2, num_values))
     }
-    x = rng.uniform(size=(s0.EXAMPLES, num_values))
+    x = rng.uniform(size=(scanned_nets.EXAMPLES, num_values))
     with jax.enable_x64(True):
         kernels, x = jax.tree.map(jnp.asarray, (kernels, x))
-        found = s0._signal(kernels, x, jnp.asarray(depth), "tanh", "none", "scaled")
-        noise = jax.random.normal(jax.random.key(1), (s0.EXAMPLES, 2), x.dtype)
+        found = scanned_nets.signal(kernels, x, jnp.asarray(depth), "tanh", "none", "scaled")
+        noise = jax.random.normal(jax.random.key(1), (scanned_nets.EXAMPLES, 2), x.dtype)
 
         def loss(taps):
             def trunk(of, h, taps):
@@ -90,7 +91,7 @@ def test_s0_signal_is_the_gradient_of_the_net_written_out():
             kl = 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1 - logvar)
             return jnp.sum((x - seen) ** 2) + kl
 
-        zeros = jnp.zeros((3, s0.EXAMPLES, s0.WIDTH))
+        zeros = jnp.zeros((3, scanned_nets.EXAMPLES, s0.WIDTH))
         taps = jax.grad(loss)({"encoder": zeros, "decoder": zeros})
         for part, values in zip(s0.PARTS, found, strict=True):
             expected = np.log10(np.sqrt(np.mean(np.square(taps[part]), (1, 2))))

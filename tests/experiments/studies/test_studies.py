@@ -21,9 +21,9 @@ ROOT = pathlib.Path(__file__).parents[3]
 MADE = {"cores": 2, "cpu": "a processor", "versions": {"python": "3.1", "jax": "0.1"}}
 
 
-def folder_of(path, study, result):
+def folder_of(path, study, result, budget="quick"):
     """A folder of the study's runs, of which each has the row `result(its flat config)`."""
-    base, runs = configs.from_args(str(ROOT / STUDIES[study].CONFIGS["quick"]), [], [])
+    base, runs = configs.from_args(str(ROOT / STUDIES[study].CONFIGS[budget]), [], [])
     made = []
     for overrides in runs:
         config = configs.resolve(base, overrides)
@@ -41,8 +41,8 @@ def folder_of(path, study, result):
     return path
 
 
-def found_in(folder):
-    return Found("quick", read_results(folder))
+def found_in(folder, budget="quick"):
+    return Found(budget, read_results(folder))
 
 
 def measured(folder, study):
@@ -65,6 +65,52 @@ def test_bounds_are_compared_seed_by_seed(tmp_path):
     assert found["active units, IWAE-5 − VAE"].measured == 12
     assert found["nll, IWAE-5 − IWAE-5 by DReG, nats"].measured == 0.25
     assert {q.verdict for q in found.values() if q.asked} == {REPRODUCED}
+
+
+def test_the_table_of_iwae_is_asked_for_at_full_budget(tmp_path):
+    # Burda et al. 2016, table 1, one stochastic layer: nll (active units).
+    table = {
+        ("elbo", 1): (86.76, 19),
+        ("elbo", 5): (86.47, 20),
+        ("elbo", 50): (86.35, 20),
+        ("iwae", 5): (85.54, 22),
+        ("iwae", 50): (84.78, 25),
+    }
+
+    def like_it(off):
+        def row(flat):
+            nats, units = table[flat["objective.name"], flat["objective.samples"]]
+            return {"test/nll": nats + off, "test/active_units": units}
+
+        return row
+
+    for off, verdict in ((0.4, REPRODUCED), (0.6, NOT_REPRODUCED)):
+        folder = folder_of(tmp_path / str(off), "bounds", like_it(off), "full")
+        found = found_in(folder, "full")
+        asked = {q.name: q.verdict for q in STUDIES["bounds"].measure(found) if q.asked}
+        assert {v for n, v in asked.items() if n.startswith("nll of")} == {verdict}
+        assert {v for n, v in asked.items() if "less" in n or "units" in n} == {REPRODUCED}
+        assert len(asked) == 5 + 5 + 4
+        STUDIES["bounds"].figure(found)
+
+
+def test_superfluous_latents_may_cost_a_nat_and_no_more(tmp_path):
+    for lost, verdict in ((0.9, REPRODUCED), (1.1, NOT_REPRODUCED)):
+
+        def row(flat, lost=lost):
+            size = flat["model.latent_dim"]
+            elbo = -100 - 30 / size - lost * (size == 200)
+            # The gap widens by as much as the test images lose.
+            return {"test/elbo": elbo, "gap/elbo": -100 - 30 / size - elbo}
+
+        found = measured(folder_of(tmp_path / str(lost), "latents", row), "latents")
+        asked = {q.name: q.verdict for q in found.values() if q.asked}
+        assert len(asked) == 5
+        gain = found["test ELBO, 200 − 20 latents, nats"].measured
+        assert gain == pytest.approx(30 / 20 - 30 / 200 - lost)
+        [gap] = (n for n in asked if n.startswith("ELBO of training images"))
+        assert asked.pop(gap) == verdict
+        assert set(asked.values()) == {REPRODUCED}
 
 
 def of_beta(flat):

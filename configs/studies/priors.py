@@ -1,7 +1,7 @@
 """Learned priors against N(0, I) at equal budget (Tomczak and Welling 2018, section 5).
 
-What it is: N(0, I), the VampPrior with 100 pseudo-inputs, which start as training images, a mixture
-of 100 Gaussians and a flow × 3 seeds on the reduced MNIST of configs/mnist_8k.py: the same nets but
+What it is: N(0, I), the VampPrior with 50 pseudo-inputs, which start as training images, a mixture
+of 50 Gaussians and a flow × 3 seeds on the reduced MNIST of configs/mnist_8k.py: the same nets but
 for the prior, the same batches and the same number of steps. configs/studies/priors_full.py has 500
 pseudo-inputs, as theirs.
 
@@ -23,7 +23,7 @@ from experiments import sweep
 
 def get_config() -> ml_collections.ConfigDict:
     config = mnist_8k.get_config()
-    config.model.prior_components = 100
+    config.model.prior_components = 50
     return config
 
 

@@ -45,7 +45,8 @@ def test_memory_compares_the_estimate_with_what_was_compiled():
 
 def test_products_are_all_there_and_nothing_else():
     weights, x = products.weights(12, 7, 3), jnp.ones((5, 12))
-    program = jax.jit(products.loop).lower(weights, x, jnp.int32(0)).compile()
+    program = jax.jit(products.loop).lower(weights, x, jnp.int32(0))
+    program = program.compile({"xla_cpu_use_fusion_emitters": True})
     *parts, entry = re.split(r"\n(?=%|ENTRY)", program.as_text().strip())
     assert sum(text.count(" dot(") for text in parts) == products.COUNT
     # None moved in front of the loop: what is there is neither a product nor a call of one.

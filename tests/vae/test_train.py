@@ -280,14 +280,17 @@ class TestSkippedSteps:
         assert not states[-1].states.diverged[0]
 
     def test_without_a_threshold_nothing_is_skipped(self):
-        pop = population(self.SPEC, [RUN])
+        # A bias in front of BatchNorm has no gradient but what sums of numbers of size 1 leave in
+        # float32, some 1e-7, and that differs between programs. An ε of 1e-8 would make steps of it.
+        run = dataclasses.replace(RUN, eps=1e-2)
+        pop = population(self.SPEC, [run])
         plain = dataclasses.replace(self.SPEC, optimizer=OptimizerSpec(name="adam", ema=True))
-        other = population(plain, [RUN])
+        other = population(plain, [run])
         pop = train.train_chunk(self.SPEC, "vmap", pop, DATA, 5)
         other = train.train_chunk(plain, "vmap", other, DATA, 5)
         assert pop.states.skipped[0] == 0
         jax.tree.map(
-            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
             pop.states,
             other.states,
         )

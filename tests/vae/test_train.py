@@ -281,7 +281,7 @@ class TestSkippedSteps:
 
     def test_without_a_threshold_nothing_is_skipped(self):
         # A bias in front of BatchNorm has no gradient but what sums of numbers of size 1 leave in
-        # float32, some 1e-7, and that differs between programs. An ε of 1e-8 would make steps of it.
+        # float32, some 1e-7, which differs between programs. An ε of 1e-8 would make steps of it.
         run = dataclasses.replace(RUN, eps=1e-2)
         pop = population(self.SPEC, [run])
         plain = dataclasses.replace(self.SPEC, optimizer=OptimizerSpec(name="adam", ema=True))

@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.width = 500
     config.model.output_bias = "zero"
     config.optimizer.name = "adagrad"
-    config.optimizer.learning_rate = 0.02
+    config.optimizer.learning_rate = 0.01
     config.optimizer.schedule = "constant"
     config.optimizer.eps = 1e-8
     config.train.epochs = 40

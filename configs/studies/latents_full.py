@@ -2,7 +2,7 @@
 
 What it is: 3, 5, 10, 20 and 200 latents × 3 seeds, one hidden layer of 500 tanh units in encoder
 and decoder, one sample of z, batches of 100, Adagrad; 1,667 epochs are their 10^8 images seen. The
-step size is theirs to choose of 0.01, 0.02 and 0.1 by the first iterations: 0.02 here, as
+step size is theirs to choose of 0.01, 0.02 and 0.1 by the first iterations: 0.01 here, as
 configs/studies/latents.py. Not as theirs: weights start as Glorot's and not from N(0, 0.01), and no
 weak prior on the weights is added.
 

@@ -20,6 +20,7 @@ LIBRARY = (
     "vae.layers",
     "vae.distributions",
     "vae.matmul",
+    "vae.linalg",
     "vae.nets",
     "vae.flows",
     "vae.family",

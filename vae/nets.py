@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vae import linalg
 from vae.matmul import dot_general
 from vae.spec import ModelSpec
 
@@ -34,7 +35,7 @@ INITIALIZERS: dict[str, nn.initializers.Initializer] = {
     "glorot": nn.initializers.glorot_uniform(),  # 2/(n + m); Glorot and Bengio 2010
     "he": nn.initializers.he_normal(),  # 2/n; He et al. 2015
     "lecun": nn.initializers.lecun_normal(),  # 1/n; LeCun et al. 1998
-    "orthogonal": nn.initializers.orthogonal(),  # Saxe et al. 2014
+    "orthogonal": linalg.orthogonal,  # Saxe et al. 2014
     "uniform": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),  # U(±1/√n)
 }
 

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from vae import linalg
+
 Operator = Callable[[Any], Any]
 
 # Up to so many rows or columns a Jacobian is made explicit: 512 × 784 float32 numbers are 1.6 MB.
@@ -83,7 +85,7 @@ def top_eigenvalues(
     )
     inner = beside[:-1]
     small = jnp.diag(diagonal) + jnp.diag(inner, 1) + jnp.diag(inner, -1)
-    values, vectors = jnp.linalg.eigh(small)
+    values, vectors = linalg.eigh(small)
     errors = beside[-1] * jnp.abs(vectors[-1])
     return Ritz(values[::-1][:num], values[:num], errors[::-1][:num], errors[:num])
 
@@ -103,7 +105,7 @@ def singular_values(linear: Operator, x: jax.Array, rng: jax.Array, *, num: int 
       [min(|x|, |y|)] or [num].
     """
     if min(x.size, _size(linear, x)) <= EXACT_SIZE:
-        return jnp.linalg.svd(_triangle(explicit(linear, x)), compute_uv=False)
+        return linalg.singular_values(_triangle(explicit(linear, x)))
     return top_singular_values(linear, x, rng, num=num, iterations=2 * num + 20)
 
 
@@ -161,7 +163,7 @@ def top_singular_values(
     carry = (*bases, start, jnp.zeros((), like.dtype))
     _, (diagonal, above) = jax.lax.scan(body, carry, jnp.arange(steps))
     small = jnp.diag(diagonal) + jnp.diag(above[:-1], 1)
-    return jnp.linalg.svd(small, compute_uv=False)[:num]
+    return linalg.singular_values(small)[:num]
 
 
 def _tridiagonal(

@@ -6,6 +6,7 @@
 import hashlib
 import os
 import platform
+from importlib import metadata
 from pathlib import Path
 
 import beartype
@@ -35,8 +36,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ["JAX_PLATFORMS"] == "cpu":
     # Compiling is most of the tests' time: XLA's lowest level and its older loops take the least.
     # Commands that tests start in a process of their own run what users run.
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
-    flags += "--xla_cpu_use_fusion_emitters=false"
+    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    if metadata.version("jaxlib").startswith("0.10."):  # 0.12 has the newer ones alone
+        flags += " --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled_programs()))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

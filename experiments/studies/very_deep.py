@@ -88,7 +88,9 @@ def run(arguments: dict[str, Any], context: Context) -> dict[str, np.ndarray]:
         }
 
     # Compiling is half of the time, and the steps are small.
-    quickly = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    quickly = {"xla_backend_optimization_level": 0}
+    if jax.__version_info__ < (0, 11):  # later versions have but the newer loops
+        quickly["xla_cpu_use_fusion_emitters"] = False
     options = quickly if jax.default_backend() == "cpu" else None
     found = jax.jit(jax.vmap(one)).lower(runs).compile(options)(runs)
     shape = (len(RATES), len(SKIP), arguments["seeds"])

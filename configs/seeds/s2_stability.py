@@ -1,7 +1,7 @@
 """S2, training stability: the listing as printed, and corrected.
 
 What it is: 784-128-64-32, decoder 32-64-128-784 (relu), on all of MNIST, grey in [0, 1]; batches of
-128, Adam 1e-3, 100 epochs. Two models × 3 seeds.
+128, Adam 1e-3, 100 epochs. Two models × 5 seeds.
 
     python -m experiments.run --config=configs/seeds/s2_stability.py --config.data.dir=DIR \\
         --workdir=results/s2_stability
@@ -60,4 +60,4 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def get_sweep() -> sweep.Sweep:
-    return sweep.product([AS_PRINTED, CORRECTED], sweep.axis("seed", range(3)))
+    return sweep.product([AS_PRINTED, CORRECTED], sweep.axis("seed", range(5)))

@@ -1,6 +1,6 @@
 """S2 in minutes: configs/seeds/s2_stability.py on a part of MNIST.
 
-What it is: the same two models × 3 seeds on the first 8,000 images of MNIST's test file, tested on
+What it is: the same two models × 5 seeds on the first 8,000 images of MNIST's test file, tested on
 the last 2,000, as configs/mnist_8k.py, for 20 epochs.
 
     python -m experiments.study --name=s2_stability --data_dir=DIR --workdir=results/studies

@@ -165,7 +165,8 @@ def s2_values(loss, finite=True, ratio=0.1):
     shape = (len(s2.INITS), len(s2.RATES), s2.SEEDS)
     loss = np.broadcast_to(np.asarray(loss, float), (*shape, len(loss))).copy()
     flat = {name: np.full(shape, ratio) for name in s2.PREDICTORS}
-    return flat | {"loss": loss, "finite": np.full(shape, finite)}
+    rate = np.broadcast_to(np.asarray(s2.RATES)[:, None], shape).copy()
+    return flat | {"loss": loss, "finite": np.full(shape, finite), "rate": rate}
 
 
 def test_s2_phases():
@@ -198,6 +199,9 @@ def test_s2_verdicts(told):
         values["loss"][:, -1, :, -1] = 20.0  # the highest rate diverges
         values["update ratio"] = np.arange(6.0)[None, :, None] * np.ones_like(values["finite"])
         values["update ratio"] *= 1 if told else -1
+        if arguments["schedule"] == "plateau":  # reduces two of the rates, to a loss of ½ or 2
+            values["rate"][:, 3:5] /= 4
+            values["loss"][:, 3:5, :, -1] = (0.5 if told else 2.0) + 1e-3 * np.arange(3)
         cases.append(Case(arguments, values, 0.0))
     corrected = 392 * math.log(math.pi)
     runs = [
@@ -215,6 +219,10 @@ def test_s2_verdicts(told):
     assert asked[key] == (REPRODUCED if told else NOT_REPRODUCED)
     [kl] = [n for n in asked if n.startswith("what stands for the KL")]
     assert asked[kl] == REPRODUCED
+    gains = [v for n, v in asked.items() if n.startswith("last loss of these, constant −")]
+    assert gains == 2 * [REPRODUCED if told else NOT_REPRODUCED]
+    reported = {q.name: q.measured for q in s2.measure(Found("quick", MadeUpResults(runs), cases))}
+    assert reported["share reduced: no norm, plateau"] == pytest.approx(2 / 6)
 
 
 # S3.

@@ -50,6 +50,8 @@ def main(overrides: entry.Overrides) -> int:
         if hasattr(STUDIES[name], "CONFIGS")
     }
 
+    import jax
+
     from experiments import environment, execute
     from experiments.studies import writing
 
@@ -66,6 +68,8 @@ def main(overrides: entry.Overrides) -> int:
         if done is None:
             return execute.say_how_to_go_on(stop)
         found[name] = done
+        # The compiled programs of twenty studies pass what the system lets a process map.
+        jax.clear_caches()
         writing.write(found, workdir, environment.machine(environment.command_line()))
     print(f"\n{writing.terminal(found)}")
     print(f"\nVerdicts: {workdir / 'studies.csv'}\nReport:   {workdir / 'study.html'}")

@@ -16,6 +16,9 @@ from experiments.progress import Progress
 from experiments.workdir import Workdir
 from vae import writers
 
+# Populations whose programs are compiled, or being compiled, at a time: see `Programs`.
+AHEAD = 8
+
 
 class StopOnSignal:
     """Turns the first Ctrl-C or SIGTERM into a request to save and stop; the second one kills."""
@@ -92,11 +95,11 @@ def _train(
     on_device: dict[int, DeviceData] = {}
     first_step: float | None = None
     try:
-        for plan_ in todo:
-            programs.prepare(plan_)
-        for plan_ in todo:
+        for number, plan_ in enumerate(todo):
             if stop():
                 return False
+            for soon in todo[number : number + AHEAD]:
+                programs.prepare(soon)
             progress.begin(plan_)
             examples = on_device.setdefault(id(plan_.dataset), DeviceData(plan_.dataset))
             trainer = Trainer(
@@ -110,6 +113,9 @@ def _train(
                 checkpoint_seconds=checkpoint_seconds,
             )
             trainer.run()
+            programs.forget(plan_)
+            later = {id(other.dataset) for other in todo[number + 1 :]}
+            on_device = {key: held for key, held in on_device.items() if key in later}
             first_step = first_step or trainer.first_step
             workdir.write_results(plan.runs, list(plan.axes))
     except Stopped:

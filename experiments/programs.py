@@ -49,6 +49,9 @@ IW_ROWS = 2**18
 # more together, and the first step would wait for the tracing of what comes after it.
 _TRACING = threading.Lock()
 
+# Programs that are dropped at once: those of some eight structures.
+MANY = 64
+
 # A second of compiling is worth about so many floating-point operations at level 0.
 MUCH_FLOPS = 5e9
 
@@ -121,33 +124,50 @@ def layer_changes(before: Params, after: Params) -> dict[str, jax.Array]:
 
 
 class Programs:
-    """Compiles ahead of use: ask with `prepare`, wait with `get`."""
+    """Compiles ahead of use: ask with `prepare`, wait with `get`, `forget` in the end.
+
+    The programs of one structure take some 850 memory maps on a CPU, of 65,530 that Linux allows a
+    process: a hundred structures at once end it.
+    """
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1))
         self._futures: dict[Any, Future] = {}  # by function and shapes
-        self._of_plan: dict[tuple[str, str], Future] = {}  # finding those takes milliseconds
+        self._keys: dict[str, dict[str, Any]] = {}  # of those: by plan and name
+        self._dropped = 0
 
     def prepare(self, plan: PopulationPlan) -> None:
         """Starts compiling what a population needs, in the order of use."""
-        for name in ("init", "chunk", "changes", "evaluate_test", "evaluate_train"):
+        names = ["init", "chunk", "changes", "evaluate_test", "evaluate_train"]
+        names += ["probe"] if plan.probe.instruments else []
+        names += ["iw_bounds"] if plan.evaluation.iw_samples else []
+        for name in (*names, "gallery"):
             self._submit(name, plan)
-        for name in ("probe",) if plan.probe.instruments else ():
-            self._submit(name, plan)
-        for name in ("iw_bounds",) if plan.evaluation.iw_samples else ():
-            self._submit(name, plan)
-        self._submit("gallery", plan)
 
     def get(self, name: str, plan: PopulationPlan) -> Program:
         """The compiled program; its static arguments are bound."""
-        if (name, plan.id) not in self._of_plan:
-            self._of_plan[name, plan.id] = self._submit(name, plan)
-        return self._of_plan[name, plan.id].result()
+        return self._submit(name, plan).result()
+
+    def forget(self, plan: PopulationPlan) -> None:
+        """Drops the programs that no other population has been prepared for, or has got."""
+        mine = set(self._keys.pop(plan.id, {}).values())
+        needed = {key for keys in self._keys.values() for key in keys.values()}
+        for key in mine - needed:
+            del self._futures[key]
+        # JAX holds what it compiled until its caches are cleared, which costs some tracing again.
+        self._dropped += len(mine - needed)
+        if self._dropped >= MANY:
+            self._dropped = 0
+            with _TRACING:
+                jax.clear_caches()
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _submit(self, name: str, plan: PopulationPlan) -> Future:
+        known = self._keys.setdefault(plan.id, {})
+        if name in known:  # finding the key takes milliseconds
+            return self._futures[known[name]]
         function, arguments, level = _signature(name, plan)
         shapes = jax.tree.map(_shape, arguments)
         key = (function, str(jax.tree.structure(shapes)), *jax.tree.leaves(shapes))
@@ -155,6 +175,7 @@ class Programs:
         if key not in self._futures:
             plain_sums = plan.spec.model.prior in COMPONENTS
             self._futures[key] = self._pool.submit(compiled, function, shapes, level, plain_sums)
+        known[name] = key
         return self._futures[key]
 
 

@@ -82,6 +82,45 @@ def test_another_structure_or_another_number_of_runs_is_another_program(compiled
     assert len(found) == 3
 
 
+def test_programs_are_forgotten_once_no_population_needs_them(compiled, ahead):
+    first, second = populations(sweep.axis("seed", [0, 1]), split=True)
+    for plan in (first, second):
+        ahead.prepare(plan)
+        for name in NAMES:
+            ahead.get(name, plan)
+    ahead.forget(first)
+    before = len(compiled)
+    ahead.get("chunk", second)
+    assert len(compiled) == before  # still there
+    ahead.forget(second)
+    ahead.get("chunk", second)
+    assert len(compiled) == before + 1
+
+
+def maps():
+    with open("/proc/self/maps", encoding="utf-8") as file:
+        return sum(1 for _ in file)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="no /proc/self/maps")
+def test_many_structures_leave_the_memory_map_small(monkeypatch):
+    monkeypatch.setattr(programs, "MANY", 12)
+    pool = programs.Programs()
+    jax.clear_caches()
+    seen = []
+    for plan in populations(sweep.axis("model.latent_dim", [1, 2, 3, 4])):
+        pool.prepare(plan)
+        for name in NAMES:
+            pool.get(name, plan)
+        at_most = maps()
+        pool.forget(plan)
+        seen.append((at_most, maps()))
+    pool.close()
+    # Of two structures at a time, hundreds of maps each, nothing is left.
+    assert seen[1][1] < seen[0][1] - 100 and seen[3][1] < seen[2][1] - 100
+    assert abs(seen[3][1] - seen[1][1]) < 100
+
+
 def test_no_nll_no_program_for_it(compiled, ahead):
     (plan,) = populations(eval_iw_samples=0)
     ahead.prepare(plan)

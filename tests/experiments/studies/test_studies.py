@@ -97,9 +97,10 @@ def test_superfluous_latents_may_cost_a_nat_and_no_more(tmp_path):
 
         def row(flat, lost=lost):
             size = flat["model.latent_dim"]
-            elbo = -100 - 30 / size - lost * (size == 200)
+            on_train = -100 - 30 / size
+            elbo = on_train - lost * (size == 200)
             # The gap widens by as much as the test images lose.
-            return {"test/elbo": elbo, "gap/elbo": -100 - 30 / size - elbo}
+            return {"test/elbo": elbo, "train_eval/elbo": on_train, "gap/elbo": on_train - elbo}
 
         found = measured(folder_of(tmp_path / str(lost), "latents", row), "latents")
         asked = {q.name: q.verdict for q in found.values() if q.asked}
@@ -109,6 +110,18 @@ def test_superfluous_latents_may_cost_a_nat_and_no_more(tmp_path):
         [gap] = (n for n in asked if n.startswith("ELBO of training images"))
         assert asked.pop(gap) == verdict
         assert set(asked.values()) == {REPRODUCED}
+
+
+def test_latents_that_are_not_at_rest_are_told_from_overfitting(tmp_path):
+    def row(flat):
+        elbo = -100.0 - 9 * (flat["model.latent_dim"] == 200)
+        return {"test/elbo": elbo, "train_eval/elbo": elbo + 5, "gap/elbo": 5.0, "steps": 3200}
+
+    found = measured(folder_of(tmp_path, "latents", row), "latents")
+    lost = found["test ELBO, 200 − 20 latents, nats"]
+    assert lost.verdict == NOT_REPRODUCED
+    assert lost.remark.startswith("training images lose 9.0 nats too: it is no overfitting")
+    assert lost.remark.endswith("in 3,200 steps")
 
 
 def of_beta(flat):

@@ -59,11 +59,11 @@ def _underfitted(found: Found) -> str:
     elbo = _of(found, "train_eval/elbo")
     lost = -float(np.mean(difference(elbo[MANY], elbo[NEEDED])))
     steps = max(run.number("steps") for run in found.results.runs)
+    if lost <= NAT:
+        return ""
     return (
-        f"training images lose {lost:.1f} nats too: it is no overfitting, but latents that have not "
-        f"come to rest in {steps:,.0f} steps"
-        if lost > NAT
-        else ""
+        f"training images lose {lost:.1f} nats too: it is no overfitting, but latents that have "
+        f"not come to rest in {steps:,.0f} steps"
     )
 
 

@@ -23,6 +23,16 @@ BETAS, SEEDS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), (0, 1, 2, 3)
 SAMPLE = 4
 
 
+# Runs a command and prints its peak of resident memory. In between, because a process starts with
+# the peak of the one that started it.
+_MEASURED = """
+import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:])
+print("peak", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
+
+
 class Launch(NamedTuple):
     """A finished command: wall-clock seconds, peak resident bytes, and what it printed."""
 
@@ -39,21 +49,21 @@ def launch(arguments: Sequence[str], cache: pathlib.Path) -> Launch:
     """
     command = [sys.executable, "-m", "experiments.run", *arguments]
     environment = {**os.environ, "VAE_LAB_CACHE": str(cache)}
-    with tempfile.TemporaryFile("w+") as output:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
-        # Not `process.wait()`: this wait also tells the resources of this one child.
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        text = output.read()
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)}: status {process.returncode}\n{text[-2000:]}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Launch(seconds, usage.ru_maxrss * unit, text)
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, *command],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        text = done.stdout[-2000:]
+        raise RuntimeError(f"{' '.join(command)}: status {done.returncode}\n{text}")
+    output, _, peak = done.stdout.rpartition("peak ")
+    return Launch(seconds, int(peak) * (1 if sys.platform == "darwin" else 1024), output)
 
 
 def _single_runs(settings: Settings) -> tuple[list[str], tuple[float, ...], tuple[int, ...]]:

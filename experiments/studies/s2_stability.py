@@ -297,8 +297,10 @@ def figure(found: Found):
         for case in found.cases:
             chosen = phases(case.values, target) == number
             x += list(case.values["update ratio"][chosen])
-            y += list(case.values["loss"][..., -1][chosen])
-        y = np.log10(np.minimum(np.nan_to_num(y, nan=1e6), 1e6))
+            # A run that stood still has no losses any more: their mean is 0.
+            at_end = np.where(case.values["finite"], case.values["loss"][..., -1], np.inf)
+            y += list(at_end[chosen])
+        y = np.log10(np.minimum(y, 1e6))
         told.plot(np.log10(np.maximum(x, 1e-12)), y, ".", color=colors[number], label=what)
     told.set_xlabel("log₁₀ first update / parameter")
     told.set_ylabel("log₁₀ last loss, nats, 6 at most")

@@ -125,7 +125,8 @@ def test_a_real_launch_reaches_its_first_step(tmp_path):
     arguments += ["--config.eval.iw_samples=0", "--config.model.width=4"]
     done = commands.launch(arguments, tmp_path / "cache")
     assert 0 < commands.first_step(done.output) < done.seconds
-    assert 50e6 < done.peak < 4e9  # Python with JAX takes some 300 MB
+    # Python with JAX takes some 300 MB, however much this process has.
+    assert 50e6 < done.peak < 1.5e9 and "peak" not in done.output
     assert (tmp_path / "cache" / "jax").exists()
 
 

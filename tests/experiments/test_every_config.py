@@ -6,6 +6,7 @@ import time
 import types
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import config as configs
@@ -35,6 +36,12 @@ def load(path, request):
     if base["data"]["source"].startswith("tfds:"):
         shared = request.getfixturevalue("shared_data")
         overrides |= {"data.dir": str(shared / "tfds"), "data.test_split": "test[-100:]"}
+    elif base["data"]["source"] == "npz:frey_faces.npz":  # a file that the user makes
+        shared = request.getfixturevalue("shared_data")
+        faces = np.load(shared / "freyfaces" / "freyfaces.npz")["ff"]
+        file = request.getfixturevalue("tmp_path") / "frey_faces.npz"
+        np.savez(file, train=faces[:-100], test=faces[-100:])
+        overrides |= {"data.source": f"npz:{file}"}
     return configs.from_args(str(launch.REPOSITORY / path), list(overrides.items()), [])
 
 

@@ -92,7 +92,7 @@ def test_an_image_gets_an_image():
 
 def test_it_agrees_with_shap():
     """KernelSHAP over all sets is exact; where the package is installed."""
-    shap = pytest.importorskip("shap")
+    shap = pytest.importorskip("shap", reason="needs shap: pip install -e '.[compare]'")
     x, baseline = vector(5, 2), vector(5, 7)
     many = jax.jit(jax.vmap(smooth))
     explainer = shap.KernelExplainer(lambda a: np.asarray(many(a)), np.asarray(baseline)[None])

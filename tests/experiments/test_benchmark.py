@@ -18,7 +18,7 @@ QUICK = Settings(quick=True)
 TARGETS = {
     "step": {"Adam, dynamic binarisation: step / products"},
     "dispatch": {"chunks of one / chunk", "train_step / chunk"},
-    "probing": {"all: looks / training", "terms+signal: looks / training"},
+    "probing": {"terms+signal: looks / training"},
     "nll": {"buffers for K = 128 / K = 12"},
     "processes": {
         "gain, each cache empty at first",

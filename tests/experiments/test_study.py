@@ -73,13 +73,13 @@ def test_a_study_and_its_page_and_again(tmp_path):
     assert (tmp_path / "x.md").read_text() == text
 
     # Another study in the same workdir joins it.
-    other = study("--name=linear_dynamics", f"--workdir={folder}")
+    other = study("--name=infinite_gradients", f"--workdir={folder}")
     assert other.returncode == 0, other.stderr
     with open(folder / "studies.csv", encoding="utf-8") as file:
-        assert {row["study"] for row in csv.DictReader(file)} == {"linear_dynamics", "beta"}
+        assert {row["study"] for row in csv.DictReader(file)} == {"infinite_gradients", "beta"}
     page = (folder / "study.html").read_text()
-    assert 'id="beta"' in page and 'id="linear_dynamics"' in page
+    assert 'id="beta"' in page and 'id="infinite_gradients"' in page
     # What a study found with other code is left out.
     (folder / "beta" / "study.json").write_text('{"budget": "quick", "code": "0"}')
-    assert study("--name=linear_dynamics", f"--workdir={folder}").returncode == 0
+    assert study("--name=infinite_gradients", f"--workdir={folder}").returncode == 0
     assert 'id="beta"' not in (folder / "study.html").read_text()

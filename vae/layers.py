@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _PARTS = ("encoder", "posterior", "prior", "decoder", "likelihood", "discriminator")
 _HEADS = ("mean", "logits", "scale", "factor", "context", "output", "variance")
@@ -28,6 +29,11 @@ def _depth(name: str) -> tuple[int, int]:
 def layer_names(params: dict[str, Any]) -> list[str]:
     """Names such as `encoder/layer_0`, from the input to the output of the model."""
     return sorted((f"{part}/{layer}" for part in params for layer in params[part]), key=_depth)
+
+
+def of_vae(params: dict[str, Any]) -> np.ndarray:
+    """Which layers are the VAE's own, and not its discriminator's; bool [layers]."""
+    return np.array([not name.startswith("discriminator/") for name in layer_names(params)])
 
 
 def layer_norms(tree: dict[str, Any]) -> jax.Array:

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 
@@ -21,7 +20,7 @@ from vae import aggressive, model, objectives, optimizers, packing, random, sche
 from vae.aggressive import Aggressive
 from vae.data import Examples, Transform
 from vae.hparams import HParams
-from vae.layers import layer_names, layer_norms
+from vae.layers import layer_names, layer_norms, of_vae
 from vae.loss import Batch, batch_at, batch_loss
 from vae.spec import Spec
 
@@ -193,8 +192,7 @@ def train_step(
     good = finite & ~state.diverged
 
     # 2. Clip the VAE's gradient, pass over the step, or silence it.
-    of_vae = np.array([not n.startswith("discriminator/") for n in layer_names(state.params)])
-    grad_norm = jnp.sqrt(jnp.sum(jnp.where(of_vae, jnp.square(grad_norms), 0)))
+    grad_norm = jnp.sqrt(jnp.sum(jnp.where(of_vae(state.params), jnp.square(grad_norms), 0)))
     factor = optimizers.clip_factor(grad_norm, hparams.clip_norm)
     factors = {part: None if part == "discriminator" else factor for part in grads}
     grads = _scaled(factors, jax.tree.map(lambda g: jnp.where(good, g, 0), grads))

@@ -1,13 +1,11 @@
 """What looking at the gradients costs of a training."""
 
 import jax
-import jax.numpy as jnp
 
 from configs import mnist
 from experiments import programs
 from experiments.benchmark.library import EPOCH, Training, mnist_overrides, population_plan
 from experiments.benchmark.measure import Row, Settings, in_turns, ratio, spread
-from vae.data import Examples
 
 # What is switched on; and the share of the training's time that it may take.
 CASES = ("terms+signal", "all")
@@ -24,10 +22,9 @@ def probing(settings: Settings) -> list[Row]:
         look = pool.get("probe", plan)
         pool.close()
         training = Training(plan)
-        examples = Examples(jnp.asarray(plan.dataset.train), plan.dataset.transform)
 
-        def one_look(_, look=look, training=training, examples=examples):
-            jax.block_until_ready(look(training.population.states, examples))
+        def one_look(_, look=look, training=training):
+            jax.block_until_ready(look(training.population.states, training.examples))
 
         count = settings.pick(EPOCH, 2)
         seconds = in_turns({"step": training, "look": one_look}, count, settings.pick(7, 2))

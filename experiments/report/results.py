@@ -43,7 +43,7 @@ class Run:
       run_id: the hash that names the run's folder.
       values: the run's value on every swept field, the seed among them.
       seed: the run's seed, None where the folder does not say.
-      fold: the part of the data that it leaves out, None where nothing is cross-validated.
+      fold: the part of the data that it leaves out, None where runs do not differ in that.
       status: "ok", "diverged", "unfinished" (curves but no result) or "missing" (nothing yet).
       row: its row of results.csv: numbers as float (nan where the cell is empty), words as str.
       step: int64 [L], the steps at which metrics were logged, ascending.
@@ -179,8 +179,7 @@ def read_results(workdir: pathlib.Path) -> Results:
         )
         seed = values.get(SEED, row.get(SEED, lookup(config, SEED)))
         seed = int(seed) if is_number(seed) and math.isfinite(seed) else None
-        folds = values.get("data.folds", lookup(config, "data.folds"))
-        fold = None if folds is None else values.get(FOLD, lookup(config, FOLD))
+        fold = values.get(FOLD)
         files = (row, step, curves, layers, directory, config)
         runs.append(Run(run_id, values, seed, fold, status, *files))
 

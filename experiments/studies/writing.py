@@ -50,12 +50,14 @@ def earlier(workdir: pathlib.Path) -> dict[str, Found]:
     for name, study in STUDIES.items():
         folder = workdir / name
         try:
-            budget = json.loads((folder / "study.json").read_text())["budget"]
-            same = json.loads((folder / "study.json").read_text()) == _finished(name, budget)
+            finished = json.loads((folder / "study.json").read_text())
+            budget = finished["budget"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        kept = cases.kept(study, folder, budget) if same else ()
-        if same and len(kept) == len(cases.of_study(study, budget)):
+        if finished != _finished(name, budget):
+            continue
+        kept = cases.kept(study, folder, budget)
+        if len(kept) == len(cases.of_study(study, budget)):
             results = read_results(folder) if hasattr(study, "CONFIGS") else None
             found[name] = Found(budget, results, kept)
     return found

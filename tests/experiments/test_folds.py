@@ -99,3 +99,11 @@ def test_the_report_says_so(folded):
     assert "<h3>Over folds</h3>" in page and "Folds share training data" in page
     environment = json.loads((folded / "environment.json").read_text())
     assert "fold" in json.dumps(environment["dataset"])
+
+
+def test_one_fold_of_several_is_a_split_and_its_seeds_are_the_replicates(tmp_path):
+    flags = (*FLAGS, "--config.data.folds=3", "--config.data.fold=1")
+    launch.run(tmp_path / "work", *flags)
+    results = read_results(tmp_path / "work")
+    assert results.folds == () and results.repeats == "seeds"
+    assert {group.estimate("test/elbo").n for group in aggregate.groups(results)} == {2}

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vae.data import Transform
 from vae.errors import UserError
-from vae.layers import layer_names, layer_norms
+from vae.layers import layer_norms, of_vae
 from vae.likelihoods import LIKELIHOODS
 from vae.loss import Batch, batch_loss
 from vae.objectives import OBJECTIVES
@@ -129,7 +128,7 @@ def per_example(
     if reason := uncoupled(spec):
         raise UserError(reason)
     chunk = chunk or (1 if jax.default_backend() == "cpu" else 16)
-    size, names = len(batch.index), layer_names(state.params)
+    size = len(batch.index)
     num_chunks = -(-size // chunk)
     # The last chunk repeats the last example up to its size; that is not counted.
     position = jnp.arange(num_chunks * chunk, dtype=jnp.int32).reshape(num_chunks, chunk)
@@ -164,8 +163,7 @@ def per_example(
     zero = jax.tree.map(jnp.zeros_like, state.params)
     total, found = jax.lax.scan(body, zero, position)
     norms = found.reshape(-1, found.shape[-1])[:size]
-    of_vae = [i for i, n in enumerate(names) if not n.startswith("discriminator/")]
-    whole = jnp.linalg.norm(norms[:, np.array(of_vae)], axis=1)
+    whole = jnp.linalg.norm(norms[:, of_vae(state.params)], axis=1)
     result = PerExample(norms, whole, layer_norms(total) / size)
     gated = state.hparams.free_bits > 0
     return jax.tree.map(lambda a: jnp.where(gated, jnp.nan, a), result)

@@ -255,6 +255,59 @@ def _coupled(spec: Spec) -> str:
     return ""
 
 
+def _accumulate(spec: Spec) -> str:
+    parts, name = spec.accumulate, spec.objective.name
+    if parts == 1:
+        return ""
+    if spec.batch_size % parts:
+        return (
+            f"train.accumulate: {parts} does not divide train.batch_size ({spec.batch_size}). Set "
+            "train.accumulate to a divisor."
+        )
+    whole, likelihood = "", LIKELIHOODS[spec.model.likelihood]
+    if spec.model.norm == "batch":
+        whole = "model.norm batch normalises by the statistics of the whole"
+    elif likelihood.scale == "optimal":
+        whole = f"the variance of model.likelihood {spec.model.likelihood} is that of the whole"
+    elif POSTERIORS[spec.model.posterior].update is not None:
+        whole = f"model.posterior {spec.model.posterior} keeps averages over the whole"
+    elif OBJECTIVES[name].coupled or name == "capacity":
+        whole = f"objective.name {name} is a function of the whole"
+    if whole:
+        return (
+            f"train.accumulate: {parts} parts of a batch, but {whole} batch, which the parts "
+            "are not. Set train.accumulate to 1; train.remat and train.precision save memory too."
+        )
+    return ""
+
+
+def _packed(spec: Spec) -> str:
+    model = spec.model
+    if not model.packed:
+        return ""
+    for name, allowed in (
+        ("net", ("mlp",)),
+        ("posterior", ("gaussian",)),
+        ("prior", ("standard",)),
+        ("norm", ("none", "layer")),
+        ("residual", ("none", "plain", "zero_init")),
+        ("latent_skip", ("none",)),
+    ):
+        if getattr(model, name) not in allowed:
+            return (
+                f"model.{name}: {getattr(model, name)}, for which there are no masks that tell "
+                f"runs of several sizes apart. Set model.{name} to {' or '.join(allowed)}, or "
+                "train each size by itself."
+            )
+    if spec.objective.name not in bounds.BOUNDS:
+        return (
+            f"objective.name: {spec.objective.name} reads latents that are masked where runs of "
+            "several sizes share a program. Set objective.name to elbo, or train each size by "
+            "itself."
+        )
+    return ""
+
+
 def _encoder_steps(spec: Spec) -> str:
     steps, posterior = spec.optimizer.encoder_steps, spec.model.posterior
     if steps > 1 and posterior != "gaussian":
@@ -300,6 +353,8 @@ RULES: tuple[Callable[[Spec], str], ...] = (
     _kl,
     _bounds,
     _coupled,
+    _accumulate,
+    _packed,
     _encoder_steps,
     _output,
     _output_bias,

@@ -15,12 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from vae.errors import FULL
+
 
 @contextlib.contextmanager
 def whole(path: pathlib.Path, mode: str = "w") -> Iterator[Any]:
     """A file that appears under `path` when the block ends well, and never in part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The node too: on a disk that nodes share, two processes may have the same number.
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     encoding = None if "b" in mode else "utf-8"
     try:
         with open(temporary, mode, encoding=encoding, newline=None if "b" in mode else "") as file:
@@ -100,12 +103,14 @@ class TensorBoard:
     """Live curves, such as `train/rate`: one event file for each run, made at its first record.
 
     The file is open only while a record is appended. A writer of tensorboardX would hold a
-    thread, a pipe and a file for each run, and a population may have thousands of runs.
+    thread, a pipe and a file for each run, and a population may have thousands of runs. A full
+    disk delays records, and ends nothing.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
         self._folder = folder
         self._files: dict[str, pathlib.Path] = {}
+        self._unwritten: dict[str, bytes] = {}
 
     def write(self, run_id: str, record: Mapping[str, Any]) -> None:
         """Appends the finite numbers of a record {"step": ..., name: value} of one run."""
@@ -120,9 +125,11 @@ class TensorBoard:
         events = [event_pb2.Event(wall_time=now, step=step, summary={"value": values})]
         if run_id not in self._files:
             folder = self._folder / run_id
-            folder.mkdir(parents=True, exist_ok=True)
-            # TensorBoard takes the files of a run in the order of their names.
-            name = f"events.out.tfevents.{int(now):010d}.{platform.node()}.{os.getpid()}"
+            # TensorBoard takes the files of a run in the order of their names: a run that goes on
+            # on a node whose clock is behind must not come before its own beginning.
+            stamps = [int(f.name.split(".")[3]) for f in folder.glob("events.out.tfevents.*")]
+            stamp = max([int(now), *(stamp + 1 for stamp in stamps)])
+            name = f"events.out.tfevents.{stamp:010d}.{platform.node()}.{os.getpid()}"
             self._files[run_id] = folder / name
             # What a killed process wrote after its last checkpoint is superseded from here on.
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -131,8 +138,27 @@ class TensorBoard:
                 event_pb2.Event(wall_time=now, step=step, session_log=start),
                 *events,
             ]
-        with open(self._files[run_id], "ab") as file:
-            file.write(b"".join(_tf_record(event.SerializeToString()) for event in events))
+        # What found no room goes with the next record.
+        data = self._unwritten.pop(run_id, b"")
+        data += b"".join(_tf_record(event.SerializeToString()) for event in events)
+        if not _append(self._files[run_id], data):
+            self._unwritten[run_id] = data
+
+
+def _append(path: pathlib.Path, data: bytes) -> bool:
+    """Appends all of it, or, where the disk is full, nothing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            end = file.tell()
+            done = file.write(data) == len(data)
+            if not done:
+                file.truncate(end)
+            return done
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        return False
 
 
 def _tf_record(data: bytes) -> bytes:

@@ -18,11 +18,11 @@ from vae.spec import ModelSpec, ObjectiveSpec, Spec
 OWN = {
     "model": {field.name for field in dataclasses.fields(ModelSpec)} | {"rate_floor"},
     "objective": {field.name for field in dataclasses.fields(ObjectiveSpec)},
-    "train": {"batch_size"},
+    "train": {"batch_size", "accumulate", "remat", "precision"},
 }
 
 
-def spec(batch_size=8, num_examples=100, **parts):
+def spec(batch_size=8, num_examples=100, accumulate=1, **parts):
     """A spec by the names of its parts, wherever they belong."""
     model = {name: value for name, value in parts.items() if name in OWN["model"]}
     objective = {name: value for name, value in parts.items() if name not in model}
@@ -30,6 +30,7 @@ def spec(batch_size=8, num_examples=100, **parts):
         ModelSpec((6,), **{"latent_dim": 4} | model),
         ObjectiveSpec(num_examples=num_examples, **objective),
         batch_size=batch_size,
+        accumulate=accumulate,
     )
 
 

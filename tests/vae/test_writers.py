@@ -180,6 +180,20 @@ def test_tensorboard_has_the_finite_numbers_of_each_run(tmp_path):
     assert [scalars(e) for e in events(other)[2:]] == [{"train/loss": 2.5}]
 
 
+def test_tensorboard_goes_on_where_the_clock_is_behind(tmp_path, monkeypatch):
+    """A run resumed on a node whose clock is behind: files are read in the order of their names."""
+    for now in (2_000_000_000, 1_900_000_000, 1_900_000_001):
+        monkeypatch.setattr(writers.time, "time", lambda now=now: float(now))
+        monkeypatch.setattr(writers.platform, "node", lambda now=now: f"a{-now}")
+        writers.TensorBoard(tmp_path).write("run", {"step": now, "a": 1.0})
+    names = sorted(file.name for file in (tmp_path / "run").iterdir())
+    stamps = ("2000000000", "2000000001", "2000000002")
+    assert [name.split(".")[3:5] for name in names] == [
+        [stamp, f"a{-now}"]
+        for stamp, now in zip(stamps, (2_000_000_000, 1_900_000_000, 1_900_000_001), strict=True)
+    ]
+
+
 def test_tensorboard_of_thousands_of_runs_holds_no_files_open(tmp_path):
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,9 +1,14 @@
-"""A folder of decoded arrays: a dataset is decoded once per machine, not once per process."""
+"""A folder of decoded arrays: a dataset is decoded once per machine, not once per process.
+
+Arrays are mapped from their files, not read into memory, which they may exceed.
+"""
 
 import hashlib
 import json
+import math
 import os
 import secrets
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,15 +40,16 @@ def read(folder: Path, name: str) -> dict[str, np.ndarray] | None:
     """Reads the arrays that `write` stored under a name.
 
     Returns:
-      The arrays by key, verified against their digests; None when there is no such entry or it is
-      damaged (logged).
+      The arrays by key, mapped from their files, not to be written to, and verified against their
+      digests; None when there is no such entry or it is damaged (logged).
     """
     index = folder / f"{name}.json"
     try:
         digests = json.loads(index.read_text())
         arrays = {}
         for key, expected in digests.items():
-            arrays[key] = np.load(folder / f"{name}-{key}.npy", allow_pickle=False)
+            file = folder / f"{name}-{key}.npy"
+            arrays[key] = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
             if digest(arrays[key]) != expected:
                 raise ValueError(f"{key!r} changed since it was written")
         return arrays
@@ -76,6 +82,21 @@ def write(folder: Path, name: str, arrays: Mapping[str, np.ndarray]) -> None:
             folder,
             error,
         )
+
+
+def scratch(folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array to fill, in a file of the folder that has no name and ends with the array.
+
+    Where there can be none, or no room for it, the array is in memory.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # The room is taken here: a write into a mapped file has no way to fail but a signal.
+            os.posix_fallocate(file.fileno(), 0, max(1, math.prod(shape) * dtype.itemsize))
+            return np.asarray(np.memmap(file, dtype, "r+", shape=shape))
+    except (OSError, AttributeError):  # macOS has no posix_fallocate
+        return np.empty(shape, dtype)
 
 
 def _replace(path: Path, save) -> None:

@@ -136,11 +136,12 @@ def _cached(name: _Name, root: str, base: str, prepared: _Prepared) -> dict[str,
     entry = cache.cache_dir() / "datasets" / folder
     arrays = cache.read(entry, base)
     if arrays is None or "image" not in arrays:
-        arrays = _decode(name, root, base)
+        arrays = _decode(name, root, base, entry)
         # TFDS's mock_data invents examples for a real folder: only what the folder itself holds may
         # be kept.
         if len(arrays["image"]) == prepared.counts[base]:
             cache.write(entry, base, arrays)
+            arrays = cache.read(entry, base) or arrays
     return arrays
 
 
@@ -150,8 +151,11 @@ def _key(name: _Name, prepared: _Prepared) -> str:
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
-def _decode(name: _Name, root: str, base: str) -> dict[str, np.ndarray]:
-    """Decodes one split: `image` [N, H, W, C] and, where there are integer labels, `label` [N]."""
+def _decode(name: _Name, root: str, base: str, folder: Path | None = None) -> dict[str, np.ndarray]:
+    """Decodes one split: `image` [N, H, W, C] and, where there are integer labels, `label` [N].
+
+    folder: where the images may lie meanwhile; None: in memory.
+    """
     source = _open(name, root, base)
     features = source.dataset_info.features
     shape = features["image"].shape if "image" in features else None
@@ -167,7 +171,8 @@ def _decode(name: _Name, root: str, base: str) -> dict[str, np.ndarray]:
         for start in range(0, len(source), _BATCH):
             examples = _get_batch(source, range(start, min(start + _BATCH, len(source))))
             if images is None:
-                images = np.empty((len(source), *shape), np.asarray(examples[0]["image"]).dtype)
+                whole = (len(source), *shape), np.asarray(examples[0]["image"]).dtype
+                images = cache.scratch(folder, *whole) if folder else np.empty(*whole)
             for offset, example in enumerate(examples):
                 images[start + offset] = example["image"]
             if has_labels:

@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +98,32 @@ def test_digest_is_of_dtype_shape_and_bytes():
     assert cache.digest(array) == cache.digest(np.arange(12, dtype=np.uint8)[::2] // 2)
     others = [array.reshape(2, 3), array.astype(np.int8), array[::-1], array[:5]]
     assert len({cache.digest(other) for other in [array, *others]}) == 5
+
+
+def test_arrays_are_mapped_and_cannot_be_written_to(tmp_path):
+    cache.write(tmp_path, "train", {"image": np.arange(6, dtype=np.uint8)})
+    image = cache.read(tmp_path, "train")["image"]
+    assert isinstance(image.base, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        image[0] = 1
+
+
+def test_what_is_filled_before_it_is_kept_has_no_name(tmp_path):
+    array = cache.scratch(tmp_path, (2, 3), np.dtype(np.float32))
+    array[:] = 1.5
+    assert isinstance(array.base, np.memmap)
+    assert list(tmp_path.iterdir()) == []
+    cache.write(tmp_path, "train", {"image": array})
+    assert np.array_equal(cache.read(tmp_path, "train")["image"], array)
+
+
+@pytest.mark.parametrize("folder", ["file/below", "."], ids=["no folder", "no room"])
+def test_without_a_place_it_is_in_memory(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    array = cache.scratch(tmp_path / folder, (2, 3), np.dtype(np.uint8))
+    assert array.base is None and array.shape == (2, 3) and array.dtype == np.uint8

@@ -1,4 +1,4 @@
-"""Every test: a CPU with two devices, strict dtypes and ranks, checked types, caches of its own.
+"""Every test: a CPU with eight devices, strict dtypes and ranks, checked types, caches of its own.
 
 `JAX_PLATFORMS=cuda pytest ...` runs the tests on a GPU instead.
 """
@@ -36,7 +36,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ["JAX_PLATFORMS"] == "cpu":
     # Compiling is most of the tests' time: XLA's lowest level and its older loops take the least.
     # Commands that tests start in a process of their own run what users run.
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     if metadata.version("jaxlib").startswith("0.10."):  # 0.12 has the newer ones alone
         flags += " --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()

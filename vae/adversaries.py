@@ -28,6 +28,8 @@ def _net(spec: Spec, name: str) -> Discriminator:
             depth=spec.objective.discriminator_depth,
             width=spec.objective.discriminator_width,
             init="he",
+            precision=spec.model.precision,
+            remat=spec.model.remat,
         )
     return Discriminator(dataclasses.replace(trunk, activation="leaky_relu"))
 

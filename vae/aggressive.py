@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from vae import model, optimizers, penalties, random, schedules
+from vae import mesh, model, optimizers, penalties, random, schedules
 from vae.data import Examples, prepare
 from vae.hparams import HParams
-from vae.loss import Batch, batch_loss, rows
+from vae.loss import Batch, batch_gradient, rows
 from vae.spec import Spec
 
 # Losses in a window, as in the authors' code.
@@ -68,16 +68,12 @@ def train_encoder(
         order_rng, rng = jax.random.split(jax.random.fold_in(stream, number))
         position = jnp.arange(spec.batch_size, dtype=jnp.int32)
         index = random.shuffled(order_rng, position, data.raw.shape[0])
-        batch = Batch(rows(data, index), index)
-
-        def loss_of(encoder):
-            everything = {**params, **encoder}
-            loss, _ = batch_loss(
-                spec, data.transform, everything, stats, hparams, step, batch, rng=rng
-            )
-            return loss
-
-        loss, grads = jax.value_and_grad(loss_of)({name: params[name] for name in parts})
+        batch = Batch(mesh.spread(rows(data, index)), index)
+        own = {name: params[name] for name in parts}
+        grads, (metrics, _) = batch_gradient(
+            spec, data.transform, own, stats, hparams, step, batch, rng=rng, held=params
+        )
+        loss = metrics["loss"]
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)))
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         factor = jnp.where(good, optimizers.clip_factor(norm, hparams.clip_norm), 0)

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae import hierarchy, layers, loss, model, random, schedules
-from vae.data import Examples
+from vae.data import Examples, Window
 from vae.family import Posterior
 from vae.hparams import HParams
-from vae.loss import Batch, batch_at, batch_loss
+from vae.loss import Batch, batch_at, batch_gradient
 from vae.posteriors import POINTS, POSTERIORS
 from vae.priors import PRIORS
 from vae.spec import ModelSpec, Spec
@@ -38,7 +38,7 @@ class Provenance(NamedTuple):
     layer: str
 
 
-def diagnose(spec: Spec, examples: Examples, state: TrainState) -> Provenance:
+def diagnose(spec: Spec, examples: Examples | Window, state: TrainState) -> Provenance:
     """Runs the step again at which one run (leaves without the axis [R]) diverged.
 
     Raises:
@@ -71,17 +71,14 @@ def diagnose(spec: Spec, examples: Examples, state: TrainState) -> Provenance:
 
 
 @functools.partial(jax.jit, static_argnames="spec")
-def _replay(spec: Spec, examples: Examples, state: TrainState):
+def _replay(spec: Spec, examples: Examples | Window, state: TrainState):
     """Which outputs (by layer name), terms (by name) and gradients ([L]) of the step are finite."""
     step = state.diverged_step
     batch = batch_at(spec, examples, state.hparams.seed, step)
-    (_, (metrics, _)), grads = jax.value_and_grad(
-        lambda params: batch_loss(
-            spec, examples.transform, params, state.stats, state.hparams, step, batch
-        ),
-        has_aux=True,
-    )(state.params)
-    outputs = _finite_outputs(spec, examples, state, batch)
+    grads, (metrics, _) = batch_gradient(
+        spec, examples.transform, state.params, state.stats, state.hparams, step, batch
+    )
+    outputs = _finite_outputs(spec.in_training(), examples, state, batch)
     terms = {name: jnp.isfinite(metrics[name]) for name in ("rate", "distortion")}
     if spec.model.posterior in POINTS:  # which have no rate
         terms["rate"] = jnp.ones((), bool)
@@ -94,7 +91,7 @@ def _replay(spec: Spec, examples: Examples, state: TrainState):
 
 
 def _finite_outputs(
-    spec: Spec, examples: Examples, state: TrainState, batch: Batch
+    spec: Spec, examples: Examples | Window, state: TrainState, batch: Batch
 ) -> dict[str, jax.Array]:
     """Whether each layer's output is finite in all of a batch.
 

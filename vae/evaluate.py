@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vae import hierarchy, model, objectives, packing, random
+from vae import hierarchy, mesh, model, objectives, packing, random
 from vae.data import Examples, prepare
 from vae.likelihoods import LIKELIHOODS
 from vae.posteriors import POSTERIORS
@@ -69,9 +69,10 @@ def _batches(num_examples: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
 def _examples(
     examples: Examples, state: TrainState, split: jax.Array, index: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Model inputs [B, *x] and one key for each."""
+    """Model inputs [B, *x], spread over `data`, and one key for each."""
     rng = jax.random.fold_in(random.stream(state.hparams.seed, random.EVALUATE), split)
-    x = jax.vmap(lambda raw: prepare(examples.transform, raw, None))(examples.raw[index])
+    raw = mesh.spread(examples.raw[index])
+    x = jax.vmap(lambda raw: prepare(examples.transform, raw, None))(raw)
     return x, random.example_rngs(rng, index)
 
 
@@ -102,7 +103,7 @@ def evaluate_run(
         x, rngs = _examples(examples, state, split, index)
 
         def one(x, rng):
-            noise = model.noise(spec, rng, num_samples)
+            noise = model.noise(spec, rng, num_samples, state.hparams)
             terms, _ = model.terms(
                 spec, state.eval_params, state.stats, state.hparams, x, noise, train=False
             )
@@ -162,7 +163,7 @@ def iw_bounds_run(
         posterior, _ = model.encode(spec, params, stats, state.hparams, x, train=False)
 
         def body(log_sum, number):
-            noise = model.noise(spec, jax.random.fold_in(rng, number), chunk)
+            noise = model.noise(spec, jax.random.fold_in(rng, number), chunk, state.hparams)
             terms, _ = model.terms_given(
                 spec, params, stats, state.hparams, x, posterior, noise, train=False
             )
@@ -203,12 +204,10 @@ def _of_each_run(function: Callable[..., Any], doc: str) -> Any:
     """A jitted function of a population from one of a run, with a leading axis [R]."""
 
     def apply(spec, pack, num_samples, batch_size, population, examples, *which):
-        def one(state):
-            return function(
-                spec, examples, *which, state, num_samples=num_samples, batch_size=batch_size
-            )
+        def one(shared, state):
+            return function(spec, *shared, state, num_samples=num_samples, batch_size=batch_size)
 
-        return packing.over_runs(one, pack, population.states)
+        return packing.over_runs(one, pack, (examples, *which), population.states)
 
     jitted = jax.jit(apply, static_argnames=("spec", "pack", "num_samples", "batch_size"))
     jitted.__doc__ = doc

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from vae import hierarchy, model, packing, random
 from vae.data import Examples, prepare
 from vae.likelihoods import LIKELIHOODS
+from vae.packing import Packing
 from vae.posteriors import POSTERIORS
 from vae.spec import ModelSpec
 from vae.train import Population, TrainState
@@ -59,6 +60,7 @@ def gallery_run(
         varies = jnp.var(means, axis=0)
         one_number = len(kl_per_dim) != spec.latent_dim
         order = varies if one_number else jnp.where(jnp.isfinite(kl_per_dim), kl_per_dim, varies)
+    order = jnp.where(model.own_latents(spec, hparams), order, -jnp.inf)
     by_rate = jnp.argsort(-order)
     traversed = by_rate[:NUM_TRAVERSED]
     rngs = jax.random.split(random.stream(hparams.seed, random.GALLERY), NUM_SAMPLES)
@@ -68,7 +70,8 @@ def gallery_run(
         if family.nets:
             nets = model.prior_state(spec, params, stats, hparams)
             z = jax.vmap(jax.vmap(lambda noise: hierarchy.descend(spec, nets, noise)))(z)
-        plane = by_rate[jnp.array([0, min(1, spec.latent_dim - 1)])]
+        last = (hparams.latents if spec.packed else spec.latent_dim) - 1
+        plane = by_rate[jnp.array([0, jnp.minimum(1, last).astype(jnp.int32)])]
         own = {"latents": means[:, plane], "latent_dims": plane}
     else:
         # No code twice, however few there are.
@@ -93,11 +96,16 @@ def gallery_run(
 
 
 def _gallery(
-    spec: ModelSpec, pack: str, population: Population, examples: Examples, kl_per_dim: jax.Array
+    spec: ModelSpec,
+    pack: str | Packing,
+    population: Population,
+    examples: Examples,
+    kl_per_dim: jax.Array,
 ) -> dict[str, jax.Array]:
     return packing.over_runs(
-        lambda state, kl: gallery_run(spec, examples, kl, state),
+        lambda examples, state, kl: gallery_run(spec, examples, kl, state),
         pack,
+        examples,
         population.states,
         kl_per_dim,
     )

@@ -41,6 +41,9 @@ class HParams:
     temperature_steps: jax.Array | float = 1000.0
     codebook_decay: jax.Array | float = 0.99
     init_gain: jax.Array | float = 1.0
+    # what of a model with `packed` is this run's own, see vae.packed
+    latents: jax.Array | float = 0.0
+    layers: jax.Array | float = 0.0
     # optimiser
     learning_rate: jax.Array | float = 1e-3
     momentum: jax.Array | float = 0.9

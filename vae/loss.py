@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vae import model, objectives, random, schedules
-from vae.data import Examples, Transform, prepare
+from vae import mesh, model, objectives, random, schedules
+from vae.data import Examples, Transform, Window, prepare
 from vae.hparams import HParams
 from vae.likelihoods import LIKELIHOODS
 from vae.spec import Spec
@@ -57,17 +57,20 @@ class Drawn(NamedTuple):
     objective_rng: jax.Array
 
 
-def batch_at(spec: Spec, data: Examples, seed: jax.Array, step: jax.Array) -> Batch:
-    """The batch of a step: a function of (seed, step) alone.
+def batch_at(spec: Spec, data: Examples | Window, seed: jax.Array, step: jax.Array) -> Batch:
+    """The batch of a step, see `vae.random.batch`, spread over the axis `data`.
 
-    Each epoch has an order of its own, of which the last N mod B examples are left out.
+    data: a window must have the seed and the step; which is not checked.
     """
-    num_examples = data.raw.shape[0]
-    epoch, batch = jnp.divmod(step, num_examples // spec.batch_size)
-    rng = jax.random.fold_in(random.stream(seed, random.ORDER), epoch)
-    position = batch * spec.batch_size + jnp.arange(spec.batch_size, dtype=jnp.int32)
-    index = random.shuffled(rng, position, num_examples)
-    return Batch(rows(data, index), index)
+    if isinstance(data, Window):
+        index = random.batch(seed, step, spec.batch_size, data.num_examples)
+        raw = data.raw[jnp.argmax(data.seeds == seed), step - data.first]
+    else:
+        index = random.batch(seed, step, spec.batch_size, data.raw.shape[0])
+        raw = rows(data, index)
+    # Whatever the examples came from, what is computed of them is then the same, bit for bit.
+    raw, index = jax.lax.optimization_barrier((raw, index))
+    return Batch(mesh.spread(raw), index)
 
 
 def rows(data: Examples, index: jax.Array) -> jax.Array:
@@ -97,10 +100,14 @@ def batch_loss(
     collectives. Everything random comes from `rng`, by default the key of (seed, step); what is
     random about the data, binarisation, from `data_rng` where it is given.
 
+    The networks are computed as `Spec.precision` and `Spec.remat` say, all examples at once: see
+    `batch_gradient` for `Spec.accumulate`.
+
     Returns (what is differentiated, (metrics, stats)), nats per example. That is the
     loss, and, where there is a discriminator, its own loss added: neither has a gradient in the
     parameters of the other.
     """
+    spec = spec.in_training()
     beta = schedules.BETA_SCHEDULES[spec.objective.beta_schedule](step, hparams)
     hparams = hparams.replace(temperature=schedules.temperature(step, hparams))
     step_rng = random.stream(hparams.seed, step) if rng is None else rng
@@ -157,6 +164,56 @@ def batch_loss(
     return loss + metrics.get("discriminator_loss", 0.0), (metrics, new_stats)
 
 
+def batch_gradient(
+    spec: Spec,
+    transform: Transform,
+    params: model.Params,
+    stats: model.Stats,
+    hparams: HParams,
+    step: jax.Array,
+    batch: Batch,
+    *,
+    rng: jax.Array | None = None,
+    held: model.Params | None = None,
+) -> tuple[model.Params, tuple[dict[str, jax.Array], model.Stats]]:
+    """The gradient of `batch_loss` in `params`, and (metrics, stats).
+
+    With `Spec.accumulate` = M the batch goes in M parts, one after the other: the mean of their
+    gradients is that of the batch, and the activations of one part are there at a time. What an
+    example draws hangs on its index, and so not on its part. What couples the examples of a batch
+    has no such parts: `vae.validity` refuses it.
+
+    Args:
+      held: further parameters, which have no gradient.
+    """
+
+    def gradient(batch):
+        def loss(params):
+            everything = {**(held or {}), **params}
+            return batch_loss(spec, transform, everything, stats, hparams, step, batch, rng=rng)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    if spec.accumulate == 1:
+        return gradient(batch)
+    # Part m has the examples m, M + m, 2M + m, ...: where devices share the batch, one block each,
+    # they so share every part.
+    parts = jax.tree.map(
+        lambda a: a.reshape(-1, spec.accumulate, *a.shape[1:]).swapaxes(0, 1), batch
+    )
+    shapes = jax.eval_shape(gradient, jax.tree.map(lambda a: a[0], parts))
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[1][0])
+    totals = (jax.tree.map(jnp.zeros_like, params), zeros)
+
+    def add(totals, part):
+        grads, (metrics, stats) = gradient(part)
+        return jax.tree.map(jnp.add, totals, (grads, metrics)), stats
+
+    totals, part_stats = jax.lax.scan(add, totals, parts)
+    grads, metrics = jax.tree.map(lambda a: a / spec.accumulate, totals)
+    return grads, (metrics, jax.tree.map(lambda a: a[-1], part_stats))
+
+
 def draw(
     spec: Spec,
     transform: Transform,
@@ -172,7 +229,7 @@ def draw(
     return Drawn(
         x,
         corrupt(spec.objective.corruption, hparams, x, keys.corruption),
-        model.noise(spec.model, keys.noise, objectives.num_samples(spec)),
+        model.noise(spec.model, keys.noise, objectives.num_samples(spec), hparams),
         keys.objective,
     )
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vae import hierarchy
+from vae import hierarchy, prng
 from vae.family import Posterior
 from vae.hparams import HParams
 from vae.likelihoods import LIKELIHOODS, MIN_PIXEL_LOGVAR, OUTPUTS
@@ -89,7 +89,10 @@ def _decoder(spec: ModelSpec) -> Decoder:
 def encoder(
     spec: ModelSpec, params: Params, stats: Stats, x: jax.Array, train: bool, **options: Any
 ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-    """x [*x] ↦ (the posterior's heads, the collections that changed); options of Linen's apply."""
+    """x [*x] ↦ (the posterior's heads, the collections that changed); options of Linen's apply.
+
+    Of a packed model with the option `layers`, see `vae.packed`; so `decoder`.
+    """
     return _apply(_encoder(spec), params["encoder"], stats.get("encoder", {}), x, train, **options)
 
 
@@ -102,12 +105,21 @@ def decoder(
 
 
 def _apply(
-    net, params, batch_stats, value, train, *, taps=None, mutable=("batch_stats",), **options
+    net,
+    params,
+    batch_stats,
+    value,
+    train,
+    *,
+    layers=None,
+    taps=None,
+    mutable=("batch_stats",),
+    **options,
 ):
     variables = {"params": params, "batch_stats": batch_stats}
     if taps is not None:
         variables["taps"] = taps
-    return net.apply(variables, value, train, mutable=list(mutable), **options)
+    return net.apply(variables, value, train, layers, mutable=list(mutable), **options)
 
 
 def encode(
@@ -121,9 +133,14 @@ def encode(
     taps: Taps | None = None,
 ) -> tuple[Posterior, Stats]:
     """x [*x] ↦ q(z|x), and the encoder's running statistics (unchanged unless `train`)."""
-    heads, updated = encoder(spec, params, stats, x, train, taps=taps)
+    layers = hparams.layers if spec.packed else None
+    heads, updated = encoder(spec, params, stats, x, train, taps=taps, layers=layers)
     family = POSTERIORS[spec.posterior]
     posterior = family.posterior(spec, heads, stats.get("posterior", {}), hparams)
+    if spec.packed:  # N(0, 1) beyond the run's own, which is the prior: no rate
+        mine = own_latents(spec, hparams)
+        mean, logvar = (jnp.where(mine, a, 0) for a in (posterior.mean, posterior.logvar))
+        posterior = posterior._replace(mean=mean, logvar=logvar)
     return posterior, updated.get("batch_stats", {})
 
 
@@ -145,10 +162,26 @@ def posterior_params(spec: ModelSpec, params: Params, stats: Stats, train: bool)
     return params.get("posterior", {})
 
 
-def noise(spec: ModelSpec, rng: jax.Array, num_samples: int) -> jax.Array:
-    """The standard noise of K samples of z for one example, [K, noise_size]."""
+def own_latents(spec: ModelSpec, hparams: HParams) -> jax.Array:
+    """Which of the latents are this run's, [latent_dim]: all, but in a packed model."""
+    number = jnp.arange(spec.latent_dim, dtype=jnp.float32)
+    return number < (hparams.latents if spec.packed else spec.latent_dim)
+
+
+def noise(
+    spec: ModelSpec, rng: jax.Array, num_samples: int, hparams: HParams | None = None
+) -> jax.Array:
+    """The standard noise of K samples of z for one example, [K, noise_size].
+
+    hparams: read where the model is packed, and only there.
+    """
     family = POSTERIORS[spec.posterior]
-    return family.noise(rng, (num_samples, family.noise_size(spec)))
+    shape = (num_samples, family.noise_size(spec))
+    if not spec.packed:
+        return family.noise(rng, shape)
+    # Of 0 beyond the run's own latents, so that z is 0 there.
+    drawn = family.noise(prng.columns(rng, hparams.latents), shape)
+    return jnp.where(own_latents(spec, hparams)[None], drawn, 0)
 
 
 def prior_state(
@@ -177,7 +210,10 @@ def sample_prior(
     spec: ModelSpec, params: Params, stats: Stats, hparams: HParams, rng: jax.Array
 ) -> jax.Array:
     """z ~ p(z), [latent_size]."""
-    return PRIORS[spec.prior].sample(spec, prior_state(spec, params, stats, hparams), rng)
+    if spec.packed:
+        rng = prng.columns(rng, hparams.latents)
+    z = PRIORS[spec.prior].sample(spec, prior_state(spec, params, stats, hparams), rng)
+    return jnp.where(own_latents(spec, hparams), z, 0) if spec.packed else z
 
 
 def decode(
@@ -197,7 +233,8 @@ def decode(
     """
 
     def one(z, taps):
-        heads, updated = decoder(spec, params, stats, z, train, taps=taps)
+        layers = hparams.layers if spec.packed else None
+        heads, updated = decoder(spec, params, stats, z, train, taps=taps, layers=layers)
         heads["output"] = OUTPUTS[spec.output].value(heads["output"])
         return heads, updated.get("batch_stats", {})
 

@@ -4,12 +4,19 @@ Batching is the caller's `vmap(..., axis_name="batch")`. With `norm="batch"` the
 coupled over that axis (and over the axis `sample` in the decoder): the mean of per-example
 gradients is then not the gradient of the batch, and the running statistics are in the collection
 `batch_stats`.
+
+With `precision="bfloat16"` the factors of products and convolutions, the activation functions and
+what is kept of them for the way back are bfloat16. Parameters, sums (of a product, over the rows
+of a batch in a gradient), biases, normalisation, residual sums and what the heads put out are
+float32: rounded is what is multiplied, and never a total. Flows are float32 throughout: they are
+inverted, and their log-determinants are terms of the loss.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -40,15 +47,35 @@ INITIALIZERS: dict[str, nn.initializers.Initializer] = {
 }
 
 
-def _dense(spec: ModelSpec, size: int, name: str) -> nn.Dense:
-    return nn.Dense(size, kernel_init=INITIALIZERS[spec.init], dot_general=dot_general, name=name)
+# What products are made of and activations are kept in; None: the type of the parameters.
+PRECISIONS: dict[str, Any] = {"float32": None, "bfloat16": jnp.bfloat16}
+
+
+def _narrow(spec: ModelSpec, h: jax.Array) -> jax.Array:
+    dtype = PRECISIONS[spec.precision]
+    return h if dtype is None else h.astype(dtype)
+
+
+def _wide(h: jax.Array) -> jax.Array:
+    return h.astype(jnp.float32) if h.dtype == jnp.bfloat16 else h
+
+
+def _product(spec: ModelSpec) -> Callable[..., jax.Array]:
+    return functools.partial(dot_general, narrow=PRECISIONS[spec.precision])
+
+
+def _dense(spec: ModelSpec, size: int, name: str) -> Callable[[jax.Array], jax.Array]:
+    kernel_init = INITIALIZERS[spec.init]
+    dense = nn.Dense(size, kernel_init=kernel_init, dot_general=_product(spec), name=name)
+    # A bfloat16 h is widened and narrowed again within the product, which XLA leaves out.
+    return lambda h: dense(_wide(h))
 
 
 class Tap(nn.Module):
     """h ↦ h: a place where instruments of gradients look (`vae.gradients`), free where none does.
 
     With the collection `taps` mutable it puts h there; with `taps` given it adds what is there, a
-    zero, in which the gradient of the loss is that in h.
+    zero, in which the gradient of the loss is that in h. What is there is never bfloat16.
     """
 
     @nn.compact
@@ -56,9 +83,11 @@ class Tap(nn.Module):
         if self.is_initializing():
             return h
         if self.is_mutable_collection("taps"):
-            self.put_variable("taps", "value", h)
+            self.put_variable("taps", "value", _wide(h))
             return h
-        return h + self.get_variable("taps", "value") if self.has_variable("taps", "value") else h
+        if not self.has_variable("taps", "value"):
+            return h
+        return (_wide(h) + self.get_variable("taps", "value")).astype(h.dtype)
 
 
 class Normalize(nn.Module):
@@ -98,14 +127,15 @@ class DenseLayer(nn.Module):
         spec = self.spec
         f = _dense(spec, self.width, "dense")(h)
         f = Normalize(spec.norm, self.batch_axes, name="norm")(f, train)
-        f = ACTIVATIONS[spec.activation](Tap(name="pre")(f))
+        f = ACTIVATIONS[spec.activation](Tap(name="pre")(_narrow(spec, f)))
         if spec.residual == "none" or h.shape != f.shape:
             return Tap(name="post")(f)
+        f = _wide(f)
         if spec.residual == "scaled":
             f = f / math.sqrt(self.layers or spec.depth)
         elif spec.residual == "zero_init":
             f = self.param("gate", nn.initializers.zeros, (), f.dtype) * f
-        return Tap(name="post")(h + f)
+        return Tap(name="post")(_narrow(spec, _wide(h) + f))
 
 
 class Conv(nn.Module):
@@ -117,26 +147,28 @@ class Conv(nn.Module):
     the training loop's weight gradients would be up to a hundred times slower.
     """
 
+    spec: ModelSpec
     features: int
     kernel_size: int
     stride: int
-    initializer: str
 
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
         k, stride, channels = self.kernel_size, self.stride, h.shape[-1]
         shape = (k, k, channels, self.features)
-        kernel = self.param("kernel", INITIALIZERS[self.initializer], shape)
+        kernel = self.param("kernel", INITIALIZERS[self.spec.init], shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         out = [-(-n // stride) for n in h.shape[:2]]
         total = [max((m - 1) * stride + k - n, 0) for m, n in zip(out, h.shape[:2], strict=True)]
         h = jnp.pad(h, [*((t // 2, t - t // 2) for t in total), (0, 0)])
         rows, columns = ((m - 1) * stride + 1 for m in out)
+        h = _narrow(self.spec, h)
         patches = [
             h[i : i + rows : stride, j : j + columns : stride] for i in range(k) for j in range(k)
         ]
         matrix = kernel.reshape(-1, self.features)
-        return jnp.concatenate(patches, axis=-1) @ matrix + bias[None, None]
+        patches = _wide(jnp.concatenate(patches, axis=-1))
+        return _product(self.spec)(patches, matrix) + bias[None, None]
 
 
 class ConvLayer(nn.Module):
@@ -155,12 +187,18 @@ class ConvLayer(nn.Module):
     def __call__(self, h: jax.Array, train: bool) -> jax.Array:
         spec = self.spec
         if self.size is None:
-            h = Conv(self.width, 4, 2, spec.init, name="conv")(h)
+            h = Conv(spec, self.width, 4, 2, name="conv")(h)
         else:
             h = jnp.repeat(jnp.repeat(h, 2, axis=0), 2, axis=1)[: self.size[0], : self.size[1]]
-            h = Conv(self.width, 3, 1, spec.init, name="conv")(h)
+            h = Conv(spec, self.width, 3, 1, name="conv")(h)
         h = Normalize(spec.norm, self.batch_axes, name="norm")(h, train)
-        return Tap(name="post")(ACTIVATIONS[spec.activation](Tap(name="pre")(h)))
+        h = Tap(name="pre")(_narrow(spec, h))
+        return Tap(name="post")(ACTIVATIONS[spec.activation](h))
+
+
+def _remade(layer: type[nn.Module], spec: ModelSpec) -> type[nn.Module]:
+    """The kind of layer, or one whose inside is computed anew on the way back."""
+    return nn.remat(layer, static_argnums=(2,)) if spec.remat == "layers" else layer
 
 
 def conv_sizes(spec: ModelSpec) -> list[tuple[int, int]]:
@@ -174,23 +212,37 @@ def conv_sizes(spec: ModelSpec) -> list[tuple[int, int]]:
 # What follows is called inside a module's compact method, so that its layers are that module's own
 # and are named `encoder/layer_0` and not `encoder/trunk/layer_0`.
 
+
+# What a hidden layer makes of h, or, in a packed model, h itself in layers beyond the run's own.
+def _passed(layers: jax.Array | None, number: int, new: jax.Array, h: jax.Array) -> jax.Array:
+    return new if layers is None or number == 0 else jnp.where(number < layers, new, h)
+
+
 # (name, numbers per pixel) -> so many numbers for each pixel, in any shape.
 Head = Callable[[str, int], jax.Array]
 
 
-def _mlp_encode(spec: ModelSpec, x: jax.Array, train: bool) -> jax.Array:
+def _mlp_encode(
+    spec: ModelSpec, x: jax.Array, train: bool, layers: jax.Array | None = None
+) -> jax.Array:
     h = x.reshape(-1)
     for i, width in enumerate(spec.widths):
-        h = DenseLayer(spec, width, ("batch",), spec.encoder_layers, name=f"layer_{i}")(h, train)
+        layer = _remade(DenseLayer, spec)
+        new = layer(spec, width, ("batch",), spec.encoder_layers, name=f"layer_{i}")(h, train)
+        h = _passed(layers, i, new, h)
     return h
 
 
-def _mlp_decode(spec: ModelSpec, z: jax.Array, train: bool) -> Head:
+def _mlp_decode(
+    spec: ModelSpec, z: jax.Array, train: bool, layers: jax.Array | None = None
+) -> Head:
     """With `latent_skip`, z is beside h in the input of each layer and head; Dieng et al. 2019."""
     h = z
     for i, width in enumerate(spec.widths[::-1]):
-        h = DenseLayer(spec, width, ("batch", "sample"), name=f"layer_{i}")(h, train)
-        h = h if spec.latent_skip == "none" else jnp.concatenate([h, z])
+        layer = _remade(DenseLayer, spec)
+        new = layer(spec, width, ("batch", "sample"), name=f"layer_{i}")(h, train)
+        h = _passed(layers, i, new, h)
+        h = h if spec.latent_skip == "none" else jnp.concatenate([_wide(h), z])
 
     def head(name: str, channels: int) -> jax.Array:
         size = spec.num_pixels * channels
@@ -202,7 +254,7 @@ def _mlp_decode(spec: ModelSpec, z: jax.Array, train: bool) -> Head:
 def _conv_encode(spec: ModelSpec, x: jax.Array, train: bool) -> jax.Array:
     h = x
     for i, width in enumerate(spec.widths):
-        h = ConvLayer(spec, width, ("batch",), name=f"layer_{i}")(h, train)
+        h = _remade(ConvLayer, spec)(spec, width, ("batch",), name=f"layer_{i}")(h, train)
     return h.reshape(-1)
 
 
@@ -210,29 +262,44 @@ def _conv_decode(spec: ModelSpec, z: jax.Array, train: bool) -> Head:
     widths, sizes = spec.widths[::-1], conv_sizes(spec)[::-1]
     shape = (*sizes[0], widths[0])
     h = Tap(name="project_pre")(_dense(spec, math.prod(shape), "project")(z))
-    h = Tap(name="project_post")(ACTIVATIONS[spec.activation](h)).reshape(shape)
+    h = ACTIVATIONS[spec.activation](_narrow(spec, h))
+    h = Tap(name="project_post")(h).reshape(shape)
     for i, size in enumerate(sizes[1:]):
         width = widths[min(i + 1, len(widths) - 1)]
-        h = ConvLayer(spec, width, ("batch", "sample"), size, name=f"layer_{i}")(h, train)
+        layer = _remade(ConvLayer, spec)
+        h = layer(spec, width, ("batch", "sample"), size, name=f"layer_{i}")(h, train)
 
     def head(name: str, channels: int) -> jax.Array:
-        return Tap(name=f"{name}_post")(Conv(channels, 3, 1, spec.init, name=name)(h))
+        return Tap(name=f"{name}_post")(Conv(spec, channels, 3, 1, name=name)(h))
 
     return head
 
 
-def _conv_values(spec: ModelSpec) -> int:
-    sizes = conv_sizes(spec)[1:]
-    return sum(h * w * c for (h, w), c in zip(sizes, spec.widths, strict=True))
+class Layer(NamedTuple):
+    """What one layer makes of one example, in numbers: its output, and patches of its input."""
+
+    values: int
+    patches: int = 0
 
 
-def _conv_patches(spec: ModelSpec) -> tuple[int, int]:
-    """Kernel area × channels read, at every place written: going down, and going up to the head."""
-    areas = [h * w for h, w in conv_sizes(spec)]
-    read = [spec.example_shape[-1], *spec.widths]
-    down = sum(16 * area * c for area, c in zip(areas[1:], read[:-1], strict=True))
-    up = sum(9 * area * c for area, c in zip(areas[:-1], read[1:], strict=True))
-    return down, up + 9 * areas[0] * read[1]
+def _mlp_layers(spec: ModelSpec) -> tuple[list[Layer], list[Layer]]:
+    layers = [Layer(width) for width in spec.widths]
+    # With `latent_skip` z is copied beside each output.
+    beside = spec.latent_dim if spec.latent_skip != "none" else 0
+    return layers, [Layer(width + beside) for width in spec.widths[::-1]]
+
+
+def _conv_layers(spec: ModelSpec) -> tuple[list[Layer], list[Layer]]:
+    """A patch is the kernel's area × the channels read, one for every place written: see `Conv`."""
+    areas, widths = [h * w for h, w in conv_sizes(spec)], spec.widths
+    read = [spec.example_shape[-1], *widths]
+    down = [
+        Layer(area * c, 16 * area * r) for area, c, r in zip(areas[1:], widths, read, strict=False)
+    ]
+    up = [Layer(areas[-1] * widths[-1])]  # `project`
+    for i in range(len(widths) - 1, -1, -1):
+        up.append(Layer(areas[i] * widths[max(i - 1, 0)], 9 * areas[i] * widths[i]))
+    return down, [*up, Layer(0, 9 * areas[0] * widths[0])]  # the head's output is the likelihood's
 
 
 class Net(NamedTuple):
@@ -241,21 +308,20 @@ class Net(NamedTuple):
     Attributes:
       encode: (spec, x [*x], train) -> features [n], which the heads of the posterior read.
       decode: (spec, z [n], train) -> a function that makes an output head, see `Head`.
-      hidden_values: spec -> numbers in the hidden layers of one example, for memory estimates.
+        Both take `layers` too where models can be packed: those that are the run's own.
+      layers: spec -> the hidden layers of (encoder, decoder), for estimates of memory.
       images: whether it convolves: examples must be [H, W, C], and one run is much work.
-      patches: spec -> numbers in the patches of (encoder, decoder) for one example, see `Conv`.
     """
 
-    encode: Callable[[ModelSpec, jax.Array, bool], jax.Array]
-    decode: Callable[[ModelSpec, jax.Array, bool], Head]
-    hidden_values: Callable[[ModelSpec], int]
+    encode: Callable[..., jax.Array]
+    decode: Callable[..., Head]
+    layers: Callable[[ModelSpec], tuple[list[Layer], list[Layer]]]
     images: bool = False
-    patches: Callable[[ModelSpec], tuple[int, int]] = lambda spec: (0, 0)
 
 
 NETS: dict[str, Net] = {
-    "mlp": Net(_mlp_encode, _mlp_decode, lambda spec: sum(spec.widths)),
-    "conv": Net(_conv_encode, _conv_decode, _conv_values, images=True, patches=_conv_patches),
+    "mlp": Net(_mlp_encode, _mlp_decode, _mlp_layers),
+    "conv": Net(_conv_encode, _conv_decode, _conv_layers, images=True),
 }
 
 
@@ -272,14 +338,18 @@ class Encoder(nn.Module):
     heads: tuple[tuple[str, int], ...]
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
+    def __call__(
+        self, x: jax.Array, train: bool, layers: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         spec, found = self.spec, {}
-        h, number = NETS[spec.net].encode(spec, x, train), spec.depth
+        own = {} if layers is None else {"layers": layers}
+        h, number = NETS[spec.net].encode(spec, x, train, **own), spec.depth
         for rung, heads in itertools.groupby(self.heads, lambda head: rung_of(head[0])):
             if rung > 1:
                 for _ in range(spec.stochastic_depth):
                     width, name = spec.stochastic_widths[rung - 2], f"layer_{number}"
-                    layer = DenseLayer(spec, width, ("batch",), spec.encoder_layers, name=name)
+                    layer = _remade(DenseLayer, spec)
+                    layer = layer(spec, width, ("batch",), spec.encoder_layers, name=name)
                     h, number = layer(h, train), number + 1
             for name, size in heads:
                 found[name] = Tap(name=f"{name}_post")(_dense(spec, size, name)(h))
@@ -308,7 +378,8 @@ class Conditional(nn.Module):
         spec, h = self.spec, z
         axes, layers = ("batch", "sample"), spec.stochastic_depth
         for i in range(layers):
-            h = DenseLayer(spec, self.width, axes, layers, name=f"layer_{i}")(h, train)
+            layer = _remade(DenseLayer, spec)
+            h = layer(spec, self.width, axes, layers, name=f"layer_{i}")(h, train)
         return {name: _dense(spec, self.size, name)(h) for name in ("mean", "scale")}
 
 
@@ -324,9 +395,12 @@ class Decoder(nn.Module):
     heads: tuple[tuple[str, int], ...]
 
     @nn.compact
-    def __call__(self, z: jax.Array, train: bool) -> dict[str, jax.Array]:
+    def __call__(
+        self, z: jax.Array, train: bool, layers: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         spec = self.spec
-        head = NETS[spec.net].decode(spec, z, train)
+        own = {} if layers is None else {"layers": layers}
+        head = NETS[spec.net].decode(spec, z, train, **own)
         return {
             name: head(name, channels).reshape(
                 spec.example_shape if channels == spec.channels else (*spec.pixels, channels)
@@ -342,5 +416,5 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        features = NETS[self.spec.net].encode(self.spec, x, True)
+        features = _wide(NETS[self.spec.net].encode(self.spec, x, True))
         return _dense(self.spec, 1, "output")(features)[0], features

@@ -35,6 +35,17 @@ def stream(seed: jax.Array, purpose: int | jax.Array) -> jax.Array:
     return jax.random.fold_in(key(seed), purpose)
 
 
+def batch(seed: jax.Array, step: jax.Array, batch_size: int, num_examples: int) -> jax.Array:
+    """Which examples are in the batch of a step: a function of (seed, step) alone, int32 [B].
+
+    Each epoch has an order of its own, of which the last N mod B examples are left out.
+    """
+    epoch, number = jnp.divmod(step, num_examples // batch_size)
+    rng = jax.random.fold_in(stream(seed, ORDER), epoch)
+    position = number * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+    return shuffled(rng, position, num_examples)
+
+
 def shuffled(rng: jax.Array, position: jax.Array, num_examples: int) -> jax.Array:
     """Which example stands at a position of a random order: a permutation, computed where asked.
 

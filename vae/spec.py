@@ -28,6 +28,10 @@ class ModelSpec:
       latent_skip: whether the decoder's later layers read z too: `none`, `concat`.
       prior_components: components of the priors `mixture` and `vamp`.
       flow_layers, flow_width: of a posterior or prior that is a flow, each.
+      precision, remat: how the networks are computed, and not what: those of a `Spec`, which a
+        training step puts here. A model by itself, as an evaluation takes it, is in float32.
+      packed: numbers of latents that runs of this model have, each up to `latent_dim` and with a
+        depth of its own up to `depth`, see `vae.packed`; empty: all have these.
     """
 
     example_shape: tuple[int, ...]
@@ -55,6 +59,9 @@ class ModelSpec:
     stochastic: tuple[int, ...] = ()
     stochastic_depth: int = 2
     stochastic_width: int | tuple[int, ...] = 64
+    precision: str = "float32"
+    remat: str = "none"
+    packed: tuple[int, ...] = ()
 
     def __post_init__(self):
         if sum(self.latent_dims) != self.latent_dim:
@@ -158,9 +165,23 @@ class OptimizerSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """Everything static about a run."""
+    """Everything static about a run.
+
+    Attributes:
+      precision: of the networks in a training step, `float32` or `bfloat16`, see `vae.nets`.
+      accumulate: parts of the batch, one after the other, whose gradients are averaged.
+      remat: what is computed anew on the way back: `none`, or each of the hidden `layers`.
+    """
 
     model: ModelSpec
     objective: ObjectiveSpec = ObjectiveSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     batch_size: int = 128
+    precision: str = "float32"
+    accumulate: int = 1
+    remat: str = "none"
+
+    def in_training(self) -> "Spec":
+        """The same, with the model computed as a training step does it."""
+        model = dataclasses.replace(self.model, precision=self.precision, remat=self.remat)
+        return dataclasses.replace(self, model=model)

@@ -8,20 +8,31 @@ A solo run is a population of one. `Population.step` is shared by its runs; ever
 leading axis [R].
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
-from vae import aggressive, model, objectives, optimizers, packing, random, schedules
+from vae import (
+    aggressive,
+    mesh,
+    model,
+    objectives,
+    optimizers,
+    packed,
+    packing,
+    random,
+    schedules,
+)
 from vae.aggressive import Aggressive
-from vae.data import Examples, Transform
+from vae.data import Examples, Transform, Window
 from vae.hparams import HParams
 from vae.layers import layer_names, layer_norms, of_vae
-from vae.loss import Batch, batch_at, batch_loss
+from vae.loss import Batch, batch_at, batch_gradient
+from vae.packing import Packing
 from vae.spec import Spec
 
 METRICS = (
@@ -115,7 +126,7 @@ def init_run(
 ) -> TrainState:
     """The state of one run before its first step, from its hyperparameters alone."""
     rng = random.stream(hparams.seed, random.INIT)
-    params, stats = model.init(spec.model, hparams, rng, data_mean, pseudo_inputs)
+    params, stats = packed.init(spec.model, hparams, rng, data_mean, pseudo_inputs)
     # Folded in, so that the VAE starts the same with and without.
     adversary = objectives.init_adversary(spec, jax.random.fold_in(rng, 2))
     if adversary:
@@ -145,19 +156,44 @@ def _empty_interval(spec: Spec, params: model.Params) -> Interval:
 
 
 def _init(
-    spec: Spec, hparams: HParams, data_mean: jax.Array, pseudo_inputs: jax.Array | None = None
+    spec: Spec,
+    hparams: HParams,
+    data_mean: jax.Array,
+    pseudo_inputs: jax.Array | None = None,
+    on: Mesh | None = None,
 ) -> Population:
-    states = jax.vmap(lambda h: init_run(spec, h, data_mean, pseudo_inputs))(hparams)
-    interval = jax.vmap(lambda s: _empty_interval(spec, s.params))(states)
-    return Population(step=jnp.zeros((), jnp.int32), states=states, interval=interval)
+    def start(data, hparams):
+        states = jax.vmap(lambda h: init_run(spec, h, *data))(hparams)
+        return states, jax.vmap(lambda s: _empty_interval(spec, s.params))(states)
+
+    states, interval = mesh.over_runs(start, on, (data_mean, pseudo_inputs), hparams)
+    population = Population(step=jnp.zeros((), jnp.int32), states=states, interval=interval)
+    return placed(population, on)
 
 
-init = jax.jit(_init, static_argnames="spec")
+def placed(population: Population, on: Mesh | None) -> Population:
+    """Inside a program: the population as it lies on a mesh, whatever the partitioner would do.
+
+    What one chunk returns is then what the next one takes.
+    """
+    if on is None:
+        return population
+    return jax.lax.with_sharding_constraint(population, shardings(on))
+
+
+def shardings(on: Mesh) -> Population:
+    """How a population lies on a mesh: a prefix of its tree."""
+    runs = mesh.of_runs(on)
+    return Population(step=mesh.everywhere(on), states=runs, interval=runs)
+
+
+init = jax.jit(_init, static_argnames=("spec", "on"))
 init.__doc__ = """A population before its first step.
 
 Args:
   spec: static. hparams: leaves [R], see `vae.hparams.stack`. data_mean: [*x].
   pseudo_inputs: [prior_components, *x], of the prior `vamp`.
+  on: static; the mesh, of which the axis `runs` divides R, or None: one device.
 """
 
 
@@ -180,10 +216,9 @@ def train_step(
       The new state, and a scalar for each of `metric_names`, `grad_norms` [L] and `finite`.
     """
     hparams = state.hparams
-    (_, (metrics, stats)), grads = jax.value_and_grad(
-        lambda params: batch_loss(spec, transform, params, state.stats, hparams, state.step, batch),
-        has_aux=True,
-    )(state.params)
+    grads, (metrics, stats) = batch_gradient(
+        spec, transform, state.params, state.stats, hparams, state.step, batch
+    )
     loss = metrics["loss"]
 
     # 1. Is it usable?
@@ -295,7 +330,7 @@ def _record(interval: Interval, metrics: dict[str, jax.Array]) -> Interval:
 
 def train_run(
     spec: Spec,
-    data: Examples,
+    data: Examples | Window,
     step: jax.Array,
     num_steps: jax.Array,
     state: TrainState,
@@ -320,20 +355,29 @@ def train_run(
 
 
 def _train_chunk(
-    spec: Spec, pack: str, population: Population, data: Examples, num_steps: jax.Array
+    spec: Spec,
+    pack: str | Packing,
+    population: Population,
+    data: Examples | Window,
+    num_steps: jax.Array,
 ) -> Population:
+    split = data.parts() if isinstance(data, Window) else mesh.WHOLE
     states, interval = packing.over_runs(
-        functools.partial(train_run, spec, data, population.step, num_steps),
+        lambda shared, state, interval: train_run(spec, *shared, state, interval),
         pack,
+        (data, population.step, num_steps),
         population.states,
         population.interval,
+        parts=(split, mesh.WHOLE, mesh.WHOLE),
     )
-    return Population(step=population.step + num_steps, states=states, interval=interval)
+    after = Population(step=population.step + num_steps, states=states, interval=interval)
+    return placed(after, packing.packing(pack).mesh)
 
 
 train_chunk = jax.jit(_train_chunk, static_argnames=("spec", "pack"), donate_argnames="population")
 train_chunk.__doc__ = """`num_steps` (int32) steps of every run; the population given is donated.
 
+`data`: all training examples, or the window of a `vae.data.Stream` that has all these steps.
 `population.interval` gathers from where it stood: start a reading with `reset_interval`.
 """
 

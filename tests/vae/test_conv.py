@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vae.nets import Conv
+from vae.spec import ModelSpec
 
 
 @pytest.mark.parametrize(
@@ -13,7 +14,8 @@ from vae.nets import Conv
 )
 def test_equals_the_convolution_of_flax(shape, size, stride):
     x = jax.random.normal(jax.random.key(0), shape)
-    ours, theirs = Conv(6, size, stride, "he"), nn.Conv(6, (size, size), (stride, stride))
+    spec = ModelSpec(shape, init="he")
+    ours, theirs = Conv(spec, 6, size, stride), nn.Conv(6, (size, size), (stride, stride))
     variables = ours.init(jax.random.key(1), x)
     assert jax.tree.map(np.shape, variables) == jax.tree.map(
         np.shape, theirs.init(jax.random.key(1), x)

@@ -303,13 +303,18 @@ def test_convolutions_halve_and_double(shape, sizes):
         assert up[f"layer_{i}"]["__call__"][0].shape == (*sizes[2 - i], (5, 4, 4)[i])
     assert up["project"]["__call__"][0].shape == (math.prod(sizes[3]) * 6,)
     assert up["output"]["__call__"][0].shape == shape
-    assert nets.NETS["conv"].hidden_values(spec) == sum(math.prod(s) for s in seen.values())
+    known, known_up = nets.NETS["conv"].layers(spec)
+    assert [layer.values for layer in known] == [math.prod(s) for s in seen.values()]
+    outputs = [
+        up[name]["__call__"][0].size for name in ("project", *(f"layer_{i}" for i in range(3)))
+    ]
+    assert [layer.values for layer in known_up] == [*outputs, 0]
 
 
 @pytest.mark.parametrize(("kernel_size", "stride"), [(4, 2), (3, 1)])
 @pytest.mark.parametrize("shape", [(8, 8, 1), (5, 7, 3), (1, 2, 2)])
 def test_convolution_is_flax_convolution(shape, kernel_size, stride):
-    ours = nets.Conv(4, kernel_size, stride, "glorot")
+    ours = nets.Conv(ModelSpec(shape), 4, kernel_size, stride)
     theirs = nn.Conv(4, (kernel_size, kernel_size), (stride, stride))
     rng = np.random.default_rng(0)
     kernel = (kernel_size, kernel_size, shape[-1], 4)

@@ -293,6 +293,11 @@ def check(spec: Spec, names: tuple[str, ...]) -> None:
     Raises:
       UserError: which does not, and why.
     """
+    if names and spec.model.packed:
+        raise UserError(
+            "probe.instruments: they look at a model of one size, and several share this one. Set "
+            "probe.instruments to none, or train each size by itself."
+        )
     for name in names:
         if reason := INSTRUMENTS[name].refused(spec):
             raise UserError(f"probe.instruments: {name} would tell nothing here. {_ended(reason)}")

@@ -13,6 +13,7 @@ from vae.gradients.instruments import INSTRUMENTS, Look, Reading, Settings
 from vae.layers import layer_names
 from vae.loss import Batch, rows
 from vae.model import Params
+from vae.packing import Packing
 from vae.spec import Spec
 from vae.train import TrainState
 
@@ -38,14 +39,14 @@ def read_run(
 
 def _read(
     spec: Spec,
-    pack: str,
+    pack: str | Packing,
     names: tuple[str, ...],
     settings: Settings,
     states: TrainState,
     data: Examples,
 ) -> Reading:
     return packing.over_runs(
-        lambda state: read_run(spec, names, settings, data, state), pack, states
+        lambda data, state: read_run(spec, names, settings, data, state), pack, data, states
     )
 
 

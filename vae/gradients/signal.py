@@ -189,7 +189,7 @@ def observe(
     Memory is that of a few steps on the batch. With `vaegan`, ∂ℓ/∂h in the decoder is of the
     reconstruction: the samples of the prior, which it decodes too, are not looked at.
     """
-    params, stats = state.params, state.stats
+    params, stats, spec = state.params, state.stats, spec.in_training()
     taps, inputs = _forward(spec, transform, state, batch, rng)
 
     def total(taps):

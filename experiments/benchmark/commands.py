@@ -10,10 +10,14 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from configs import default, quickstart
+from experiments import programs
+from experiments.benchmark import library
 from experiments.benchmark.measure import Row, Settings, spread
+from experiments.plan import PopulationPlan
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -153,7 +157,7 @@ def quickstart_(settings: Settings) -> list[Row]:
 
 
 def startup(settings: Settings) -> list[Row]:
-    """From the start of a process to its first training step, as the launcher prints it."""
+    """From the start of a process to its first training step; the compilation of each program."""
     arguments = [f"--config={default.__file__}", "--noreport", "--config.train.epochs=null"]
     arguments += ["--config.train.steps=20", "--config.eval.every=20"]
     arguments += ["--config.eval.iw_samples=0"]
@@ -164,10 +168,26 @@ def startup(settings: Settings) -> list[Row]:
             for cache in seconds:
                 done = launch([*arguments, f"--workdir={root / cache}"], root / "cache")
                 seconds[cache].append(first_step(done.output))
-    return [
+    rows = [
         Row("startup", f"first step, {cache} cache", **spread(values), unit="s")
         for cache, values in seconds.items()
     ]
+    return rows + [
+        Row("startup", f"tracing and compiling {name}", value, "s", note="the digits, one run")
+        for name, value in compile_seconds(library.population_plan(default, {})).items()
+    ]
+
+
+def compile_seconds(plan: PopulationPlan) -> dict[str, float]:
+    """Of each program of a population, one after the other, without the cache on disk."""
+    jax.clear_caches()  # of benchmarks before this one
+    pool, seconds = programs.Programs(), {}
+    for name in ("init", "chunk", "changes", "evaluate_test", "iw_bounds", "gallery"):
+        start = time.perf_counter()
+        pool.get(name, plan)
+        seconds[name] = time.perf_counter() - start
+    pool.close()
+    return seconds
 
 
 def first_step(output: str) -> float:

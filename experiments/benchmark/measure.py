@@ -1,6 +1,7 @@
 """A row of the benchmark's table, and the timing of things that are to be compared."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,14 +33,15 @@ class Row:
 
     Attributes:
       benchmark: its name on the command line. what: the quantity. unit: "ratio", "ms", "s", ...
-      value: median over the repetitions; low, high: their least and largest.
-      target: such as ("<=", 1.3); None for a row that only informs.
+      value: median over the repetitions; low, high: their least and largest. None: there is
+        none, as the note says, such as of a peer that is not installed.
+      target: such as ("<=", 1.3), or ("within", 0.2) of 1; None for a row that only informs.
       note: what one must know to read it.
     """
 
     benchmark: str
     what: str
-    value: float
+    value: float | None
     unit: str
     low: float | None = None
     high: float | None = None
@@ -48,15 +50,24 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        if self.target is None:
+        if self.target is None or self.value is None:
             return None
         sign, limit = self.target
+        if sign == "within":
+            return abs(self.value - 1) <= limit
         return self.value <= limit if sign == "<=" else self.value >= limit
+
+    @property
+    def goal(self) -> str:
+        """The target as text; empty where there is none."""
+        if self.target is None:
+            return ""
+        sign, limit = self.target
+        return f"1 ± {limit:g}" if sign == "within" else f"{sign} {limit:g}"
 
     def as_dict(self) -> dict[str, Any]:
         """What the JSON file says of it."""
-        target = None if self.target is None else f"{self.target[0]} {self.target[1]:g}"
-        return {**dataclasses.asdict(self), "target": target, "met": self.met}
+        return {**dataclasses.asdict(self), "target": self.goal or None, "met": self.met}
 
 
 def in_turns(
@@ -81,6 +92,11 @@ def in_turns(
     return seconds
 
 
+def cores() -> int:
+    """Cores that this process may use, and threads of what runs on them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:
     """Median, least and largest, as the fields of a `Row`."""
     return {
@@ -98,17 +114,20 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, float]:
 def table(rows: Sequence[Row]) -> str:
     """The rows as text, one line each."""
     lines = [("benchmark", "what", "measured", "least..largest", "target", "met", "")]
-    for row in rows:
-        between = "" if row.low is None else f"{_number(row.low)}..{_number(row.high)}"
-        target = "" if row.target is None else f"{row.target[0]} {row.target[1]:g}"
-        met = {None: "", True: "yes", False: "NO"}[row.met]
-        measured = f"{_number(row.value)} {row.unit}"
-        lines.append((row.benchmark, row.what, measured, between, target, met, row.note))
+    lines += [cells(row) for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def cells(row: Row) -> tuple[str, str, str, str, str, str, str]:
+    """A row as text: benchmark, what, measured, spread, target, whether it is met, note."""
+    measured = "–" if row.value is None else f"{_number(row.value)} {row.unit}".rstrip()
+    between = "" if row.low is None else f"{_number(row.low)}..{_number(row.high)}"
+    met = {None: "", True: "yes", False: "NO"}[row.met]
+    return row.benchmark, row.what, measured, between, row.goal, met, row.note
 
 
 def _number(value: float | None) -> str:

@@ -50,7 +50,7 @@ def _iwae(settings: Settings) -> list[Row]:
     }
     seconds = in_turns(functions, settings.pick(EPOCH // 4, 2), settings.pick(9, 2))
     model, objective = plan.spec.model, plan.spec.objective
-    sizes = (plan.spec.batch_size, model.num_values, model.widths[0], model.latent_dim)
+    sizes = (plan.spec.batch_size, model.num_values, model.widths, model.latent_dim)
     speed = products.flops(*sizes, objective.samples) / seconds["products"] / 1e9
     rows = [
         Row("objectives", "products of IWAE-50", **spread(1e3 * seconds["products"]), unit="ms"),

@@ -1,34 +1,53 @@
-"""The matrix products of a training step of an MLP with one hidden layer, and nothing else.
+"""The matrix products of a training step of an MLP, and nothing else.
 
 What a step costs at least: whatever else it does comes on top.
 """
+
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# x·W₁, the two heads, z·W₂, d·Wₒ; backwards two each, but for the input, which needs no gradient.
-COUNT = 5 + 4 * 2 + 1
+Weights = tuple[tuple[jax.Array, ...], jax.Array, jax.Array, tuple[jax.Array, ...]]
 
 
-def weights(num_values: int, width: int, latent_dim: int) -> tuple[jax.Array, ...]:
-    """W₁ [D, w], mean and scale heads [w, d], W₂ [d, w], Wₒ [w, D]."""
+def _shapes(num_values: int, widths: tuple[int, ...], latent_dim: int) -> tuple:
+    encoder = list(itertools.pairwise((num_values, *widths)))
+    decoder = list(itertools.pairwise((latent_dim, *widths[::-1], num_values)))
+    head = (widths[-1], latent_dim)
+    return encoder, head, head, decoder
+
+
+def count(widths: tuple[int, ...]) -> int:
+    """Products in a step: one forwards and two backwards for each matrix, but for the first, whose
+    input needs no gradient.
+    """
+    return 3 * (2 * len(widths) + 3) - 1
+
+
+def weights(num_values: int, widths: tuple[int, ...], latent_dim: int) -> Weights:
+    """The encoder's matrices, mean and scale heads, and the decoder's, each [in, out]."""
     rng = np.random.default_rng(0)
-    d, w = latent_dim, width
-    shapes = ((num_values, w), (w, d), (w, d), (d, w), (w, num_values))
-    return tuple(jnp.asarray(0.02 * rng.normal(size=s), jnp.float32) for s in shapes)
+    shapes = _shapes(num_values, widths, latent_dim)
+    return jax.tree.map(
+        lambda shape: jnp.asarray(0.02 * rng.normal(size=shape), jnp.float32),
+        (tuple(shapes[0]), shapes[1], shapes[2], tuple(shapes[3])),
+        is_leaf=lambda node: isinstance(node, tuple) and isinstance(node[0], int),
+    )
 
 
-def flops(batch_size: int, num_values: int, width: int, latent_dim: int, samples: int = 1) -> int:
+def flops(
+    batch_size: int, num_values: int, widths: tuple[int, ...], latent_dim: int, samples: int = 1
+) -> int:
     """Of one step with K samples of z per example: two for each multiply-add."""
-    encoder = 2 * num_values * width + 6 * width * latent_dim
-    decoder = 3 * num_values * width + 3 * width * latent_dim
-    return 2 * batch_size * (encoder + samples * decoder)
+    encoder, mean, scale, decoder = _shapes(num_values, widths, latent_dim)
+    encoded = 3 * sum(n * m for n, m in (*encoder, mean, scale)) - encoder[0][0] * encoder[0][1]
+    decoded = 3 * sum(n * m for n, m in decoder)
+    return 2 * batch_size * (encoded + samples * decoded)
 
 
-def loop(
-    weights: tuple[jax.Array, ...], x: jax.Array, num_steps: jax.Array, samples: int = 1
-) -> tuple:
+def loop(weights: Weights, x: jax.Array, num_steps: jax.Array, samples: int = 1) -> tuple:
     """The products of `num_steps` steps on one batch x [B, D], in a loop like that of training.
 
     With K samples the decoder's have K times as many rows.
@@ -37,26 +56,34 @@ def loop(
     product of its kind has, so that XLA can neither drop nor merge any. The barrier ties the
     operands to the step, without which the loop's products would be moved in front of it.
     """
-    w_1, w_mean, w_scale, w_2, w_out = weights
+    encoder, w_mean, w_scale, decoder = weights
 
     def body(i, results):
         del results
         x_i, _ = jax.lax.optimization_barrier((x, i))
         # 1. Forward.
-        h = x_i @ w_1
+        encoded = [x_i]
+        for w in encoder:
+            encoded.append(encoded[-1] @ w)
+        h = encoded[-1]
         mean, scale = h @ w_mean, h @ w_scale
-        z = jnp.repeat(mean, samples, axis=0)
-        d = z @ w_2
-        g = d @ w_out
+        decoded = [jnp.repeat(mean, samples, axis=0)]
+        for w in decoder:
+            decoded.append(decoded[-1] @ w)
         # 2. Backward: the gradients of the weights, and those of the activations.
-        g_out, g_d = d.T @ g, g @ w_out.T
-        g_2, g_z = z.T @ g_d, g_d @ w_2.T
-        g_z = g_z.reshape(len(mean), samples, -1).sum(axis=1)
-        g_mean, g_scale = h.T @ g_z, h.T @ scale
-        g_h, g_h_scale = g_z @ w_mean.T, scale @ w_scale.T
-        g_1 = x_i.T @ g_h
-        return (g_1, g_mean, g_scale, g_2, g_out), g_h_scale
+        g, of_decoder = decoded[-1], []
+        for a, w in zip(decoded[-2::-1], decoder[::-1], strict=True):
+            of_decoder.append(a.T @ g)
+            g = g @ w.T
+        g = g.reshape(len(mean), samples, -1).sum(axis=1)
+        g_mean, g_scale = h.T @ g, h.T @ scale
+        g, g_h_scale = g @ w_mean.T, scale @ w_scale.T
+        of_encoder = [encoded[-2].T @ g]
+        for a, w in zip(encoded[-3::-1], encoder[:0:-1], strict=True):
+            g = g @ w.T
+            of_encoder.append(a.T @ g)
+        return (tuple(of_encoder[::-1]), g_mean, g_scale, tuple(of_decoder[::-1])), g_h_scale
 
-    hidden = jnp.zeros((x.shape[0], w_1.shape[1]), jnp.float32)
+    hidden = jnp.zeros((x.shape[0], w_mean.shape[0]), jnp.float32)
     start = (jax.tree.map(jnp.zeros_like, weights), hidden)
     return jax.lax.fori_loop(0, num_steps, body, start)

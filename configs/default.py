@@ -49,6 +49,10 @@ def get_config() -> ml_collections.ConfigDict:
     # Seed of everything random about the data itself (static binarisation, folds); the same data
     # for every run seed. Whole number >= 0.
     data.seed = 0
+    # Where the training examples are: device (all of them: no host work in training) or host
+    # (memory, or a mapped file; batches are read ahead and sent). That changes no result: a run
+    # keeps its id. Not swept.
+    data.placement = "device"
 
     config.model = model = ml_collections.ConfigDict()
     # mlp; conv (strided convolutions, for H × W × C images, depth >= 1).
@@ -266,6 +270,17 @@ def get_config() -> ml_collections.ConfigDict:
     train.steps = config_dict.placeholder(int)
     # Examples per step, at most the size of the training split. Whole number >= 1.
     train.batch_size = 128
+    # What the networks compute in while they train: float32; bfloat16 (products, convolutions and
+    # activations; parameters, the optimiser, every sum, normalisation, log-densities and the draw
+    # of z stay float32). Evaluations are in float32, so that numbers compare.
+    train.precision = "float32"
+    # Parts that a batch goes through in, one after the other: the same gradient, in that part of
+    # the activations' memory. Divides train.batch_size; refused where a batch is more than its
+    # examples (batch normalisation, total correlation, free bits, ...). Whole number >= 1.
+    train.accumulate = 1
+    # Activations that are computed anew on the way back in place of being kept: none, layers (the
+    # inside of each hidden layer). Less memory, a third more work; the same numbers.
+    train.remat = "none"
 
     config.eval = evaluation = ml_collections.ConfigDict()
     # Training steps between two log lines (with an evaluation). Whole number >= 1; null: a
@@ -297,5 +312,15 @@ def get_config() -> ml_collections.ConfigDict:
     probe.draws = 8
     # Layers to write down, joined by +, such as encoder/layer_0+decoder/output; null: all.
     probe.layers = config_dict.placeholder(str)
+
+    config.mesh = mesh = ml_collections.ConfigDict()
+    # Where it runs. That changes no result beyond rounding: a run keeps its id, and can be gone on
+    # with on other devices. Not swept.
+    # Devices that the runs of a population are split over. Whole number >= 1; null: as many as
+    # there is use for.
+    mesh.runs = config_dict.placeholder(int)
+    # Devices that share each batch of a run; a divisor of train.batch_size. Times mesh.runs, it
+    # must divide the number of devices. Whole number >= 1; null: as many as there is use for.
+    mesh.data = config_dict.placeholder(int)
 
     return config.lock()

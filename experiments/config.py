@@ -201,8 +201,12 @@ def unflatten(flat: Mapping[str, Any]) -> Config:
 
 
 def canonical_json(config: Mapping[str, Any]) -> str:
-    """One text per setting: sorted keys, no spaces, float fields as floats (1 is 1.0)."""
-    checked = _check_fields(flatten(config))
+    """One text per setting: sorted keys, no spaces, float fields as floats (1 is 1.0).
+
+    Without the fields that say how a run is made (`Field.how`): it is the same run.
+    """
+    every = _check_fields(flatten(config))
+    checked = {name: value for name, value in every.items() if not fields.FIELDS[name].how}
     return json.dumps(unflatten(checked), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -218,11 +222,12 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The fields in which two nested configs differ, as lines ``field: old -> new``.
 
     Either may come from another version or from JSON: unknown fields are compared as they are, and
-    a list equals a tuple of the same items.
+    a list equals a tuple of the same items. How a run is made (`Field.how`) makes no difference.
     """
     before, after = flatten(old), flatten(new)
+    how = {name for name, field in fields.FIELDS.items() if field.how}
     lines = []
-    for name in sorted(before.keys() | after.keys()):
+    for name in sorted((before.keys() | after.keys()) - how):
         texts = [
             fields.show(_comparable(flat[name])) if name in flat else "(absent)"
             for flat in (before, after)

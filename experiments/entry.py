@@ -1,6 +1,5 @@
 """The way into a command that trains: flags, exit status, and how it says what went wrong."""
 
-import errno
 import os
 import signal
 import sys
@@ -9,7 +8,8 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 
 from experiments import config as configs
-from vae.errors import UserError
+from experiments import distributed
+from vae.errors import FULL, UserError
 
 Overrides = Sequence[tuple[str, str]]
 
@@ -48,11 +48,14 @@ def start(module: str, main: Callable[[Overrides], int]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except distributed.Lost as error:
+        print(f"error: {error}", file=sys.stderr)
+        _leave(1)  # JAX would wait for the one that is gone, and then end by a trace of its own
     except KeyboardInterrupt:  # before training began; from then on it is heard by StopOnSignal
         print("Stopped; nothing had begun.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in FULL:
             raise
         where = error.filename or flags.FLAGS["workdir"].value
         print(

@@ -43,6 +43,8 @@ class Field:
       each: of a tuple, what it has a number for each of.
       optional: of a numeric field, whether null or a number is itself structural (there is a leaf,
         or there is none), while the number is numeric.
+      how: whether it says how a run is made and not what it is: no part of the run's id, free to
+        change when a run is gone on with, and not swept.
 
     A numeric field that allows null has exactly one of three rules: ``none_value``, ``optional``,
     or, with neither, the planner replaces null by a number that it knows (the number of training
@@ -60,6 +62,7 @@ class Field:
     none_value: float | None = None
     each: str = ""
     optional: bool = False
+    how: bool = False
 
     @property
     def allows_none(self) -> bool:
@@ -82,6 +85,7 @@ FIELDS: dict[str, Field] = {
     "data.folds": Field(int, at_least=2, null="no cross-validation"),
     "data.fold": Field(int, at_least=0),
     "data.seed": Field(int, at_least=0),
+    "data.placement": Field(str, choices=("device", "host"), how=True),
     # Model
     "model.net": Field(str, choices=("mlp", "conv")),
     "model.latent_dim": Field(tuple, at_least=1, each="stochastic layer"),
@@ -249,6 +253,9 @@ FIELDS: dict[str, Field] = {
     "train.epochs": Field(int, at_least=1, null="the length is train.steps"),
     "train.steps": Field(int, at_least=1, null="the length is train.epochs"),
     "train.batch_size": Field(int, at_least=1),
+    "train.precision": Field(str, choices=("float32", "bfloat16")),
+    "train.accumulate": Field(int, at_least=1),
+    "train.remat": Field(str, choices=("none", "layers")),
     "eval.every": Field(int, at_least=1, null="a twentieth of the training"),
     "eval.samples": Field(int, at_least=1),
     "eval.iw_samples": Field(int, at_least=0),
@@ -259,6 +266,9 @@ FIELDS: dict[str, Field] = {
     "probe.examples": Field(int, at_least=2, null="a batch"),
     "probe.draws": Field(int, at_least=2),
     "probe.layers": Field(str, null="all"),
+    # Where it runs
+    "mesh.runs": Field(int, at_least=1, null="as many as there is use for", how=True),
+    "mesh.data": Field(int, at_least=1, null="as many as there is use for", how=True),
 }
 
 # What probe.instruments joins by +; `none` and `all` stand alone.

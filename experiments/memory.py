@@ -1,9 +1,10 @@
 """How much memory a population takes, estimated before anything is built."""
 
 import dataclasses
+import itertools
 import math
-import pathlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from vae import data, gallery, objectives, train
 from vae.hparams import HParams, stack
 from vae.likelihoods import LIKELIHOODS
 from vae.model import Params
-from vae.nets import NETS
+from vae.nets import NETS, Layer
 from vae.posteriors import POSTERIORS
 from vae.spec import ModelSpec, Spec
 
@@ -27,27 +28,32 @@ PICTURES = (
     2 * gallery.NUM_IMAGES + gallery.NUM_SAMPLES + gallery.NUM_TRAVERSED * len(gallery.TRAVERSAL)
 )
 
+# Arrays of a layer's size that wait for its way back. The output always, a factor of the next
+# layer's gradient: tanh' and sigmoid' are functions of it. relu' is one of the input. The others
+# keep the exponential or tanh that they made on the way too.
+KEPT = dict.fromkeys(("identity", "tanh", "sigmoid"), 1) | {"relu": 2, "leaky_relu": 2}
+KEPT |= dict.fromkeys(("gelu", "silu", "elu"), 3)
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Bytes by what they are for.
+    """Bytes by what they are for. What a checkpoint copies is the host's, and not counted.
 
     Attributes:
       data: the examples on the device, shared by all runs.
-      state: parameters, optimiser and statistics of all runs, twice (a copy is held to measure the
-        size of an update), and their gradients and updates.
-      activations: of a training step of the runs that go together.
-      evaluation: of an evaluation batch, and of the pictures of the runs.
+      state: parameters, optimiser and statistics of all runs.
+      training: beside these in a step, of which a reading looks at the size.
+      evaluation: beside these in an evaluation, or while the runs show their pictures.
     """
 
     data: int
     state: int
-    activations: int
+    training: int
     evaluation: int
 
     @property
     def total(self) -> int:
-        return self.data + self.state + max(self.activations, self.evaluation)
+        return self.data + self.state + max(self.training, self.evaluation)
 
     def describe(self) -> str:
         parts = dataclasses.asdict(self).items()
@@ -73,61 +79,184 @@ def num_params(spec: Spec) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(parameters(spec)))
 
 
+def step_flops(spec: Spec) -> float:
+    """Floating-point operations of a training step of one run, roughly.
+
+    Two for each weight, example and place that it is used at, forward, and twice that backward.
+    """
+    net = NETS[spec.model.net]
+    weights = num_params(spec)
+    if net.images:  # used at every place of the image that it is moved over
+        patches = sum(layer.patches for part in net.layers(spec.model) for layer in part)
+        weights = patches * max(spec.model.widths)
+    return 6.0 * weights * spec.batch_size * objectives.num_samples(spec)
+
+
 def parameters(spec: Spec) -> Params:
     """The shapes of the parameters of one run."""
     return _shapes(spec).params
 
 
-def values_per_example(spec: ModelSpec) -> tuple[int, int]:
-    """Numbers that (encoder and input, one decoded sample) of one example hold at once."""
-    net = NETS[spec.net]
-    hidden = net.hidden_values(spec)
-    encoder, decoder = net.patches(spec)
-    heads = LIKELIHOODS[spec.likelihood].heads(spec.channels)
-    outputs = spec.num_pixels * sum(heads.values())
-    latent = _latent_values(spec)
-    # Each hidden layer keeps its sum and its activation, and the output its logits and the terms
-    # of the likelihood. Twice, because back-propagation holds gradients beside them.
-    return (
-        2 * (2 * hidden + 2 * spec.num_values + encoder + latent),
-        2 * (2 * hidden + 4 * max(spec.num_values, outputs) + decoder + latent),
+def _arrays(spec: ModelSpec, side_by_side: bool = False) -> int:
+    """Arrays of a layer's size that a step keeps of it: `KEPT`, and those of its norm."""
+    if spec.norm == "none":
+        return KEPT[spec.activation]
+    # The norm's input, and the activation's, which is then not the same. Of LayerNorm, whose means
+    # are each example's own, one more, and of runs side by side three: measured, from 4 runs on.
+    of_norm = 1 if spec.norm == "batch" else 4 if side_by_side else 2
+    return max(2, KEPT[spec.activation]) + of_norm
+
+
+class _Step(NamedTuple):
+    """Float32 numbers that one example takes in a training step.
+
+    Attributes:
+      encoder: of the encoder alone, its input with it.
+      kept: from the way there to the way back. top: besides, at the top, where the way back begins.
+      bottom: at its end, with the gradients of all parameters.
+    """
+
+    encoder: float
+    kept: float
+    top: float
+    bottom: float
+
+
+def _step(spec: Spec, side_by_side: bool) -> _Step:
+    """Of a training step: of (the encoder and its input, and the decoder for each sample)."""
+    model = spec.in_training().model
+    encoder, decoder = NETS[model.net].layers(model)
+    # Of the VAE-GAN, a reconstruction and two decoded images for its discriminator besides.
+    samples = objectives.num_samples(spec) + (3 if spec.objective.name == "vaegan" else 0)
+    # bfloat16 is half of it, but not on a CPU, which widens it.
+    narrow = model.precision == "bfloat16" and jax.default_backend() != "cpu"
+    size = 0.5 if narrow else 1
+    arrays = _arrays(model, side_by_side)
+
+    def inside(layer: Layer) -> float:
+        return size * (arrays * layer.values + layer.patches)
+
+    def kept(layers: list[Layer]) -> float:
+        if model.remat == "layers":  # of each its output alone
+            return size * sum(layer.values for layer in layers)
+        return sum(map(inside, layers))
+
+    def most(layers: list[Layer]) -> float:
+        # A layer on its way back: gradients in its patches and output, and what is made anew.
+        again = inside if model.remat == "layers" else lambda layer: 0
+        return max((size * (a.values + a.patches) + again(a) for a in layers), default=0)
+
+    inputs = model.num_values * (2 if spec.objective.corruption != "none" else 1)
+    # Of each number of a head its logit, the gradient in it, and a term of the likelihood. Of a
+    # binarised x the bits that it was drawn from.
+    heads = model.num_pixels * sum(LIKELIHOODS[model.likelihood].heads(model.channels).values())
+    outputs = model.num_values + samples * max(3 * heads, most(decoder))
+    own = inputs + kept(encoder)
+    return _Step(
+        encoder=own,
+        kept=own + samples * (kept(decoder) + _latent_values(model)),
+        top=outputs,
+        bottom=inputs + (inside(encoder[0]) if encoder else 0) + most(encoder),
     )
 
 
 def _latent_values(spec: ModelSpec) -> int:
-    """Numbers that one z takes on its way: the posterior's heads, its covariance, flows, priors."""
+    """Numbers that one z takes in training: its heads, its covariance, what makes it, its prior."""
     d, family = spec.latent_dim, POSTERIORS[spec.posterior]
-    values = sum(family.heads(spec).values()) + family.latent_size(spec)
-    flows = (spec.posterior in ("iaf", "coupling")) + (spec.prior == "flow")
-    values += flows * spec.flow_layers * 4 * (spec.flow_width + 4 * d)
-    between = 4 * spec.stochastic_depth * sum(spec.stochastic_widths) if family.nets else 0
-    # Two networks between two layers, and numbers of each dimension: means, variances, densities.
-    values += 2 * between + (10 * d if family.nets else 0)
-    values += {"full": 4 * d * d, "low_rank": 4 * d * spec.posterior_rank**2}.get(spec.posterior, 0)
-    values += 2 * spec.latent_dim * spec.codes if not family.continuous else 0
-    if spec.prior in ("mixture", "vamp"):
-        values += 4 * spec.prior_components * d
+    # Each with its gradient.
+    values = 2 * (sum(family.heads(spec).values()) + family.latent_size(spec)) + _on_the_way(spec)
+    # Matrices d × d, or of outer products of factors.
+    values += {"full": 4 * d * d, "low_rank": 5 * d * spec.posterior_rank**2}.get(spec.posterior, 0)
+    values += 4 * d * spec.codes if not family.continuous else 0
+    if spec.prior in ("mixture", "vamp"):  # each component's differences, and their gradients
+        values += 2 * spec.prior_components * d
     return values
 
 
-def _shared_bytes(spec: Spec, encoded: int) -> int:
+def _on_the_way(spec: ModelSpec) -> int:
+    """Numbers that training keeps of one z in flows, and in networks between stochastic layers."""
+    d, values = spec.latent_dim, 0
+    # A flow's layer: the hidden units of its network, before and after, and vectors like z. An
+    # autoregressive layer has those of its gates too.
+    for flow, vectors in ((spec.posterior, 10 if spec.posterior == "iaf" else 4), (spec.prior, 4)):
+        if flow in ("iaf", "coupling", "flow"):
+            values += spec.flow_layers * (2 * spec.flow_width + vectors * d)
+    if POSTERIORS[spec.posterior].nets:
+        # Two networks between two layers, and of each dimension means, variances, densities.
+        values += 2 * _arrays(spec) * spec.stochastic_depth * sum(spec.stochastic_widths) + 10 * d
+    return values
+
+
+def _shared_bytes(spec: Spec, encoder: float) -> float:
     """Of one step and run, what is not one example's: pairs of examples, pseudo-inputs, nets."""
     objective, batch = spec.objective, spec.batch_size
-    # Six matrices of all pairs: what `vae.penalties` holds at most, in training steps measured.
-    pairs = 6 * batch**2 if objective.name in ("tcvae", "mmd") else 0
-    pseudo = spec.model.prior_components * encoded if spec.model.prior == "vamp" else 0
+    # Matrices of all pairs: what `vae.penalties` holds at most, in training steps measured.
+    pairs = {"tcvae": 6, "mmd": 4}.get(objective.name, 0) * batch**2
+    pseudo = spec.model.prior_components * encoder if spec.model.prior == "vamp" else 0
     discriminator = 0
-    if objective.name == "factor":
-        discriminator = 6 * batch * objective.discriminator_depth * objective.discriminator_width
-    if objective.name == "vaegan":
-        discriminator = 6 * batch * encoded
+    if objective.name == "factor":  # relu, of z and of z permuted; and a gradient in one layer
+        layers = 4 * objective.discriminator_depth + 2
+        discriminator = layers * batch * objective.discriminator_width
+    if objective.name == "vaegan":  # of x, a reconstruction and a sample
+        discriminator = 3 * batch * encoder
     return 4 * (pairs + pseudo + discriminator)
 
 
+class _Seen(NamedTuple):
+    """Numbers that an evaluation holds of the encoder of one example, and of a decoded sample:
+    one of few, or one of many.
+    """
+
+    encoded: int
+    decoded: int
+    sampled: int
+
+
+def _evaluated(spec: ModelSpec) -> _Seen:
+    encoder, decoder = NETS[spec.net].layers(spec)
+    all_heads = LIKELIHOODS[spec.likelihood].heads(spec.channels)
+    heads = spec.num_pixels * sum(all_heads.values())
+    d, family = spec.latent_dim, POSTERIORS[spec.posterior]
+    posterior = sum(family.heads(spec).values()) + (2 * d * d if spec.posterior == "full" else 0)
+    # Noise, z and its densities; with no gradients, half of what training keeps on the way.
+    drawn = 3 * family.latent_size(spec) + _on_the_way(spec) // 2
+    drawn += d * spec.posterior_rank if spec.posterior == "low_rank" else 0
+    drawn += 2 * spec.prior_components if spec.prior in ("mixture", "vamp") else 0
+    encoded = _forward(encoder, spec.num_values, 0) + posterior
+    decoded = sampled = _forward(decoder, 0, heads) + drawn
+    if spec.net == "mlp":
+        sampled = drawn + _hidden_of_samples(spec, [layer.values for layer in decoder], all_heads)
+    return _Seen(encoded, decoded, sampled)
+
+
+def _hidden_of_samples(spec: ModelSpec, widths: list[int], heads: dict[str, int]) -> int:
+    """Numbers that many samples hold each, between z and its log-likelihood."""
+    widest = max(widths, default=0)
+    simple = spec.norm == "none" and KEPT[spec.activation] < 3 and spec.latent_skip == "none"
+    if jax.default_backend() == "cpu" and simple and len(heads) == 1:
+        # One loop over small pieces of products, relu and what is summed of the head: no layer's
+        # output is ever there as a whole. Of many layers there are several such loops.
+        return 0 if spec.depth <= 5 else 4 * widest
+    # XLA orders what it computes so that more than a layer and the next are there: at most nine
+    # arrays, measured from 2 layers to 24. LayerNorm centres its input besides.
+    several = (1 + (spec.norm == "layer")) * sum(widths) + widest
+    return min(several, 9 * widest) + spec.num_pixels * sum(heads.values())
+
+
+def _forward(layers: list[Layer], before: int, after: int) -> int:
+    """Numbers of one example on its way through: a layer's input and output, and its patches.
+
+    Patches twice: XLA turns them for the product.
+    """
+    sizes = [before, *(layer.values for layer in layers if layer.values), after]
+    pairs = max(a + b for a, b in itertools.pairwise(sizes))
+    return pairs + 2 * max((layer.patches for layer in layers), default=0)
+
+
 def _eval_rows(spec: ModelSpec) -> int:
-    backend = jax.default_backend()
-    _, decoded = values_per_example(spec)
-    most = EVAL_BYTES.get(backend, EVAL_BYTES_ACCELERATOR) // (4 * decoded)
+    backend, seen = jax.default_backend(), _evaluated(spec)
+    row = 4 * (seen.encoded + max(seen.decoded, seen.sampled))
+    most = EVAL_BYTES.get(backend, EVAL_BYTES_ACCELERATOR) // row
     return max(1, min(EVAL_ROWS.get(backend, EVAL_ROWS_ACCELERATOR), most))
 
 
@@ -143,31 +272,62 @@ def estimate(
     *,
     rows_per_example: int,
     num_runs: int,
-    pack: str,
+    together: int,
+    sharing: int = 1,
+    streamed: int | None = None,
 ) -> Estimate:
-    """Bytes on the device for a population of `num_runs` runs.
+    """Bytes on a device that has `num_runs` runs of a population.
 
     Args:
       train_limit: training examples that are evaluated. rows_per_example: samples of one example
         that an evaluation decodes at once.
+      together: runs computed at the same time. sharing: devices that share each batch.
+      streamed: bytes of the batches on the device, where the training examples are not.
     """
     shapes = _shapes(spec)
-    encoded, decoded = values_per_example(spec.model)
-    together = num_runs if pack == "vmap" else 1
-    # Of the VAE-GAN, a reconstruction and two decoded images for its discriminator besides.
-    passes = objectives.num_samples(spec) + (3 if spec.objective.name == "vaegan" else 0)
-    example = (encoded + passes * decoded) * 4
-    shared = _shared_bytes(spec, encoded)
-    rows = max(_eval_rows(spec.model), together * rows_per_example)
-    looked_at = min(dataset.num_test, gallery.NUM_LATENTS) * encoded + PICTURES * decoded
-    pictures = PICTURES * math.prod(spec.model.example_shape) * 4
+    state, params = _bytes(shapes), _bytes(shapes.params)
+    in_turn = together < num_runs
     item = dataset.train.dtype.itemsize * math.prod(dataset.example_shape)
+    training = item * dataset.num_train if streamed is None else streamed
     return Estimate(
-        data=item * (dataset.num_train + dataset.num_test + train_limit),
-        state=num_runs * (2 * _bytes(shapes) + 2 * _bytes(shapes.params)),
-        activations=together * (spec.batch_size * example + shared),
-        evaluation=4 * max(rows * decoded, together * looked_at) + num_runs * pictures,
+        data=training + item * (dataset.num_test + train_limit),
+        state=num_runs * state,
+        # Of a reading's step, the parameters before it. Runs in turn: a loop reads what was and
+        # writes what will be, of all runs, and holds one run's in between.
+        training=num_runs * params
+        + in_turn * (num_runs + 1) * state
+        + together * _step_bytes(spec, params, sharing, together > 1),
+        evaluation=in_turn * params
+        + _evaluation_bytes(spec.model, dataset.num_test, rows_per_example, together)
+        + num_runs * PICTURES * math.prod(spec.model.example_shape) * 4,
     )
+
+
+def _step_bytes(spec: Spec, params: int, sharing: int, side_by_side: bool) -> int:
+    """Of a training step of one run.
+
+    On the way back what a layer kept gives way to the gradient of its parameters: most is held at
+    one of the ends, all that is kept or all gradients. The update then is in their place.
+    """
+    step = _step(spec, side_by_side)
+    batch = -(-spec.batch_size // (spec.accumulate * sharing))
+    top = 4 * batch * (step.kept + step.top) + _shared_bytes(spec, step.encoder)
+    bottom = 4 * batch * step.bottom + params
+    # The sum of the parts' gradients, where a batch has parts.
+    return int(max(top, bottom)) + (params if spec.accumulate > 1 else 0)
+
+
+def _evaluation_bytes(spec: ModelSpec, num_test: int, rows_per_example: int, together: int) -> int:
+    """The most of three: one sample of many examples, many samples of few, the pictures."""
+    seen = _evaluated(spec)
+    one = min(num_test, eval_batch(spec, 1, together)) * (seen.encoded + seen.decoded)
+    batch = min(num_test, eval_batch(spec, rows_per_example, together))
+    many = batch * (seen.encoded + rows_per_example * seen.sampled)
+    pictures = max(min(num_test, gallery.NUM_LATENTS) * seen.encoded, PICTURES * seen.decoded)
+    # Where all runs read the same x, their first layers are one product, of weights turned.
+    shared = together > 1 and spec.net == "mlp" and spec.depth > 0
+    turned = spec.num_values * spec.widths[0] if shared else 0
+    return 4 * together * (max(one, many, pictures) + turned)
 
 
 def max_runs(of: Callable[[int], Estimate], budget: int, most: int) -> int:
@@ -183,66 +343,6 @@ def max_runs(of: Callable[[int], Estimate], budget: int, most: int) -> int:
         middle = (fits + too_many) // 2
         fits, too_many = (middle, too_many) if of(middle).total <= budget else (fits, middle)
     return fits
-
-
-def default_budget() -> int:
-    """Bytes that a population may take: four fifths of an accelerator's, 60% of free host memory.
-
-    The host's share is smaller because Python, the compiler and the arrays of the report live
-    there too.
-    """
-    device = jax.devices()[0]
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return int(0.8 * stats["bytes_limit"])
-    return int(0.6 * free_host_memory())
-
-
-def free_host_memory(root: pathlib.Path = pathlib.Path("/")) -> int:
-    """Bytes free on this host, within the limits of its control groups (Slurm jobs, containers)."""
-    free = 8 * 2**30  # where the system does not say
-    if info := _read(root / "proc/meminfo"):
-        fields = dict(line.split(":") for line in info.splitlines())
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers in _CGROUPS:
-            mount, *names = _CGROUPS[controllers]
-            # A limit holds for everything below it. In a container the path may be the host's, and
-            # the folders on it are not there: the mount itself is then the container's own group.
-            parts = pathlib.PurePosixPath(path).parts[1:]
-            for depth in range(len(parts) + 1):
-                free = min(free, _free_in_cgroup(root / mount / "/".join(parts[:depth]), *names))
-    return max(0, free)
-
-
-# By the name in /proc/self/cgroup (none: version 2): where groups are, and what files are called.
-_CGROUPS = {
-    "": ("sys/fs/cgroup", "memory.max", "memory.current", ""),
-    "memory": (
-        "sys/fs/cgroup/memory",
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_",
-    ),
-}
-
-
-def _free_in_cgroup(folder: pathlib.Path, limit: str, usage: str, prefix: str) -> float:
-    """What a control group may still take: cached files count as used, but give way."""
-    allowed, used = _read(folder / limit).strip(), _read(folder / usage).strip()
-    if not (allowed.isdigit() and used.isdigit()):  # no such group, or no limit
-        return math.inf
-    stat = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
-    cached = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
-    return int(allowed) - int(used) + cached
-
-
-def _read(file: pathlib.Path) -> str:
-    try:
-        return file.read_text()
-    except OSError:
-        return ""
 
 
 def gib(size: int | float) -> str:

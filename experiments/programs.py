@@ -12,8 +12,8 @@ import pathlib
 import platform
 import threading
 import zlib
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
@@ -27,7 +27,10 @@ from vae import evaluate, gallery, layers, model, train
 from vae.data import Examples
 from vae.data.cache import cache_dir
 from vae.gradients import probe
+from vae.mesh import everywhere as replicated
+from vae.mesh import of_runs
 from vae.model import Params
+from vae.spec import Spec
 
 Program = Callable[..., Any]
 
@@ -41,6 +44,15 @@ LITTLE, MUCH = 0, 2
 # 50 ms by YNN and 11 ms without (JAX 0.10.2, two cores). Other steps lose 2 to 4% without it.
 COMPONENTS = ("mixture", "vamp")
 _PLAIN_SUMS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+
+# XLA's CPU backend takes away what keeps a layer's second computation apart from its first, and
+# then merges the two: nothing would be saved. JAX 0.12 brings an XLA that no longer does.
+_KEEP_REMAT = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+# LLVM keeps to vectors of 256 bits even where there are longer ones, for the sake of processors
+# that slow down with them. With 512 a step of 784-500-20 takes 5% less (Zen 5, two cores), one of
+# the small digits model as long as before.
+_LONG_VECTORS = {"xla_cpu_prefer_vector_width": 512}
 
 # Decoded samples in one dispatch of the importance-sampled nll: a second or so on two CPU cores.
 IW_ROWS = 2**18
@@ -58,12 +70,17 @@ MUCH_FLOPS = 5e9
 
 def use_persistent_cache() -> None:
     """Keeps compiled programs on disk; keyed by processor, as CPU programs use its instructions."""
-    processor = hashlib.sha256(f"{platform.processor()} {_cpu_flags()}".encode()).hexdigest()[:8]
-    folder = cache_dir() / "jax" / f"{platform.machine()}-{processor}"
+    folder = cache_dir() / "jax" / processor()
     _drop_damaged(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def processor() -> str:
+    """A name for the kind of processor: machine, and a hash of the instructions that it has."""
+    kind = hashlib.sha256(f"{platform.processor()} {_cpu_flags()}".encode()).hexdigest()[:8]
+    return f"{platform.machine()}-{kind}"
 
 
 def use_float32() -> None:
@@ -148,6 +165,10 @@ class Programs:
         """The compiled program; its static arguments are bound."""
         return self._submit(name, plan).result()
 
+    def ready(self, name: str, plan: PopulationPlan, patience: float = 0.1) -> bool:
+        """Whether `get` would return at once; waits so many seconds for it."""
+        return bool(wait([self._submit(name, plan)], patience).done)
+
     def forget(self, plan: PopulationPlan) -> None:
         """Drops the programs that no other population has been prepared for, or has got."""
         mine = set(self._keys.pop(plan.id, {}).values())
@@ -171,30 +192,54 @@ class Programs:
         function, arguments, level = _signature(name, plan)
         shapes = jax.tree.map(_shape, arguments)
         key = (function, str(jax.tree.structure(shapes)), *jax.tree.leaves(shapes))
-        key = tuple((k.shape, k.dtype) if isinstance(k, jax.ShapeDtypeStruct) else k for k in key)
+        key = tuple(
+            (k.shape, k.dtype, k.sharding) if isinstance(k, jax.ShapeDtypeStruct) else k
+            for k in key
+        )
         if key not in self._futures:
-            plain_sums = plan.spec.model.prior in COMPONENTS
-            self._futures[key] = self._pool.submit(compiled, function, shapes, level, plain_sums)
+            options = options_of(plan.spec)
+            self._futures[key] = self._pool.submit(compiled, function, shapes, level, options)
         known[name] = key
         return self._futures[key]
 
 
 def _shape(value: Any) -> Any:
-    if hasattr(value, "shape"):
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return value
+    if hasattr(value, "dtype"):
         return jax.ShapeDtypeStruct(value.shape, value.dtype)
     return value
 
 
+def options_of(spec: Spec) -> dict[str, Any]:
+    """What the programs of a spec ask of XLA's CPU backend."""
+    options = dict(_PLAIN_SUMS) if spec.model.prior in COMPONENTS else {}
+    if spec.remat != "none" and jax.__version_info__ < (0, 12):
+        options |= _KEEP_REMAT
+    return options
+
+
+def _on(sharding: Any, tree: Any) -> Any:
+    """Shapes as they lie on devices; sharding: of all leaves, or None."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
 def compiled(
-    function: Callable[..., Any], arguments: tuple[Any, ...], level: int, plain_sums: bool = False
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    level: int,
+    own: Mapping[str, Any] | None = None,
 ) -> Program:
     """A jitted function compiled for arguments, or shapes, at an optimisation level of the CPU.
 
-    plain_sums: whether sums are left to XLA itself, see `COMPONENTS`.
+    own: further options, of the CPU too, see `options_of`.
     """
     options = None
     if jax.default_backend() == "cpu":
-        options = {"xla_backend_optimization_level": level} | (_PLAIN_SUMS if plain_sums else {})
+        options = {"xla_backend_optimization_level": level, **(own or {})}
+        options |= _LONG_VECTORS if level == MUCH and " avx512f " in _cpu_flags() else {}
     with _TRACING:
         lowered = function.lower(*arguments)
     try:
@@ -206,48 +251,68 @@ def compiled(
         return lowered.compile()
 
 
+def compile_now(name: str, plan: PopulationPlan) -> Program:
+    """A program of a population, compiled by this thread."""
+    function, arguments, level = _signature(name, plan)
+    return compiled(function, jax.tree.map(_shape, arguments), level, options_of(plan.spec))
+
+
 def _signature(name: str, plan: PopulationPlan) -> tuple[Any, tuple[Any, ...], int]:
     """The jitted function of a program, its arguments or their shapes, its optimisation level."""
     spec, dataset, evaluation = plan.spec, plan.dataset, plan.evaluation
     start = plan.start()
+    runs, everywhere = (of(plan.mesh) if plan.mesh else None for of in (of_runs, replicated))
     if name == "init":
-        return train.init, (spec, *start), LITTLE
-    population = jax.eval_shape(functools.partial(train.init, spec), *start)
-    step = jax.ShapeDtypeStruct((), np.int32)
+        hparams, *rest = start
+        return train.init, (spec, _on(runs, hparams), *_on(everywhere, rest), plan.mesh), LITTLE
+    population = population_shapes(plan)
+    step = _on(everywhere, jax.ShapeDtypeStruct((), np.int32))
+    training = Examples(_on(everywhere, dataset.train), dataset.transform)
     if name == "chunk":
-        examples = Examples(_shape(dataset.train), dataset.transform)
-        return train.train_chunk, (spec, plan.pack, population, examples, step), MUCH
+        training = training if (batches := plan.stream()) is None else batches.shapes()
+        return train.train_chunk, (spec, plan.pack, population, training, step), MUCH
     if name == "probe":
-        examples = Examples(_shape(dataset.train), dataset.transform)
         static = (spec, plan.pack, plan.probe.instruments, plan.probe.settings)
-        return probe.read, (*static, population.states, examples), MUCH
+        return probe.read, (*static, population.states, training), MUCH
     if name == "changes":
         params = population.states.params
         return _layer_changes, (params, params), LITTLE
-    together = len(plan.runs) if plan.pack == "vmap" else 1
     split = "train" if name == "evaluate_train" else "test"
     count = evaluation.train_limit if split == "train" else dataset.num_test
-    examples = _evaluation_examples(dataset, count)
+    examples = _on(everywhere, _evaluation_examples(dataset, count))
     if name.startswith("evaluate"):
-        batch_size = memory.eval_batch(spec.model, evaluation.samples, together)
-        static = (spec.model, plan.pack, evaluation.samples, min(batch_size, count))
+        batch_size = min(memory.eval_batch(spec.model, evaluation.samples, plan.together), count)
+        static = (spec.model, plan.pack, evaluation.samples, plan.shared(batch_size))
         readings = 2 + plan.num_steps // evaluation.every
         level = _level(plan, readings * count * evaluation.samples)
         return evaluate.evaluate, (*static, population, examples, step), level
     if name == "iw_bounds":
         static = (spec.model, plan.pack, evaluation.iw_samples, _iw_batch(plan))
         level = _level(plan, count * evaluation.iw_samples)
-        index = jax.ShapeDtypeStruct((iw_block(plan),), np.int32)
+        index = _on(everywhere, jax.ShapeDtypeStruct((iw_block(plan),), np.int32))
         return evaluate.iw_bounds, (*static, population, examples, step, index), level
     shown = _evaluation_examples(dataset, min(dataset.num_test, gallery.NUM_LATENTS))
-    kl = jax.ShapeDtypeStruct((len(plan.runs), model.num_kls(spec.model)), np.float32)
+    shown = _on(everywhere, shown)
+    rows = population.states.step.shape[0]
+    kl = _on(runs, jax.ShapeDtypeStruct((rows, model.num_kls(spec.model)), np.float32))
     return gallery.gallery, (spec.model, plan.pack, population, shown, kl), LITTLE
+
+
+def population_shapes(plan: PopulationPlan) -> train.Population:
+    """A population's shapes, as it lies on the plan's mesh."""
+    shapes = jax.eval_shape(functools.partial(train.init, plan.spec), *plan.start())
+    if plan.mesh is None:
+        return shapes
+    placement = train.shardings(plan.mesh)
+    return train.Population(
+        *(_on(getattr(placement, f), getattr(shapes, f)) for f in ("step", "states", "interval"))
+    )
 
 
 def _iw_batch(plan: PopulationPlan) -> int:
     chunk = min(evaluate.IW_CHUNK, plan.evaluation.iw_samples)
-    together = len(plan.runs) if plan.pack == "vmap" else 1
-    return min(memory.eval_batch(plan.spec.model, chunk, together), plan.dataset.num_test)
+    batch = min(memory.eval_batch(plan.spec.model, chunk, plan.together), plan.dataset.num_test)
+    return plan.shared(batch)
 
 
 def iw_block(plan: PopulationPlan) -> int:

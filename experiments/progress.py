@@ -17,7 +17,8 @@ class Progress:
     different size.
     """
 
-    def __init__(self, plans: Sequence[PopulationPlan]) -> None:
+    def __init__(self, plans: Sequence[PopulationPlan], *, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._total = sum(p.num_steps * len(p.runs) for p in plans)
         self._populations = len(plans)
         self._runs = sum(len(p.runs) for p in plans)
@@ -28,7 +29,7 @@ class Progress:
         self._not_timed = 0  # run-steps that were done before, or by an earlier process
         self._last_line = -LINE_SECONDS
         self._bar: Any = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             from rich import console, progress
 
             self._bar = progress.Progress(
@@ -86,7 +87,7 @@ class Progress:
             self._line(f"      {text}")
 
     def _line(self, text: str, now: bool = False) -> None:
-        if now or time.monotonic() - self._last_line >= LINE_SECONDS:
+        if not self._quiet and (now or time.monotonic() - self._last_line >= LINE_SECONDS):
             self._last_line = time.monotonic()
             print(text, file=sys.stderr, flush=True)
 

@@ -64,6 +64,14 @@ def check(flat: Mapping[str, Any]) -> None:
             f"data.fold: {fold}, but {there}. Choose one from 0 to data.folds - 1, or give "
             "--folds=K, which sets both."
         )
+    if flat["data.placement"] == "host":
+        for name, without in (("probe.instruments", "none"), ("optimizer.encoder_steps", 1)):
+            if flat[name] != without:
+                raise UserError(
+                    f"data.placement: host streams the batches of training alone, and {name} "
+                    f"({fields.show(flat[name])}) reads other examples too. Set it to "
+                    f"{fields.show(without)}, or data.placement to device."
+                )
     net, depth, width = flat["model.net"], flat["model.depth"], flat["model.width"]
     if net == "conv" and depth < 1:
         raise UserError(
@@ -121,6 +129,12 @@ def check(flat: Mapping[str, Any]) -> None:
             f"the estimator {estimator} has no rate of which a part could be free. Set "
             "objective.free_bits to 0, or objective.name to elbo and objective.estimator to "
             "reparameterization or stl."
+        )
+    if flat["objective.free_bits"] > 0 and flat["train.accumulate"] > 1:
+        raise UserError(
+            f"train.accumulate: {flat['train.accumulate']} parts of a batch, but which bits are "
+            f"free (objective.free_bits {flat['objective.free_bits']}) is read off the mean of the "
+            "whole batch. Set train.accumulate to 1, or objective.free_bits to 0."
         )
     instruments(flat["probe.instruments"])
     level = flat["objective.corruption_level"]

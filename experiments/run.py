@@ -10,13 +10,14 @@
 The same command again finishes what is missing. Fields are listed in configs/default.py.
 """
 
+import os
 import pathlib
 import time
 
 from absl import flags
 
 from experiments import config as configs
-from experiments import entry
+from experiments import distributed, entry
 from experiments import sweep as sweeps
 from vae.errors import UserError
 
@@ -40,7 +41,14 @@ _PACK = flags.DEFINE_enum(
     "auto",
     ["auto", "vmap", "map"],
     "How the runs of a population share the machine: together (vmap) or in turn (map). "
-    "The results are the same; auto chooses the faster.",
+    "The results are the same; auto takes the faster, by a rule, or measured where that is unsure.",
+)
+_PACK_STRUCTURES = flags.DEFINE_enum(
+    "pack_structures",
+    "never",
+    ["auto", "always", "never"],
+    "Whether MLPs of several latent dimensions and depths share one program, by masks. The results "
+    "are the same; auto does it where compiling would take longer than the larger arithmetic.",
 )
 _MEMORY = flags.DEFINE_float(
     "memory_gib", None, "Memory for one population; default: most of what is free.", lower_bound=0
@@ -48,7 +56,39 @@ _MEMORY = flags.DEFINE_float(
 _CHECKPOINT = flags.DEFINE_float(
     "checkpoint_seconds", 60.0, "Least time between two checkpoints; 0: at every evaluation."
 )
+_KEEP = flags.DEFINE_integer(
+    "keep_checkpoints",
+    2,  # as vae.checkpoint.KEEP, which would import JAX
+    "Checkpoints of a population that stay: so many of the newest, and the best.",
+    lower_bound=1,
+)
 _REPORT = flags.DEFINE_bool("report", True, "Write report.html and figures/ at the end.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of process 0, where several processes train as one. Not needed under srun.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many they are.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    ["auto", "on", "off"],
+    "auto: one of several processes where the flags or a Slurm step say so; on: JAX finds out the "
+    "others, as on TPU pods and in Kubernetes; off: alone.",
+)
+_TIMEOUT = flags.DEFINE_float(
+    "coordinator_timeout", 120.0, "Seconds in which all processes have to meet.", lower_bound=1
+)
+_POPULATIONS = flags.DEFINE_list(
+    "populations",
+    None,
+    "Train these populations of the folder's populations.json alone, beside other processes that "
+    "train others: what a task of experiments.submit does.",
+)
+_SUBMISSION = flags.DEFINE_string(
+    "submission", None, "Given by experiments.submit: the name under which it recorded this task."
+)
 
 
 def main(overrides: entry.Overrides) -> int:
@@ -60,17 +100,29 @@ def main(overrides: entry.Overrides) -> int:
     base, runs = configs.from_args(_CONFIG.value, overrides, _SWEEP.value, folds=_FOLDS.value)
     workdir = pathlib.Path(_WORKDIR.value or "(no workdir)")
 
-    # 2. How to do it.
-    from experiments import execute
+    # 2. How to do it, and with whom.
+    if not _DRY_RUN.value:
+        _join()
+
+    from experiments import execute, trials
     from experiments import plan as plans
 
-    def make_plan(packed=None):
+    def make_plan(packed=None, try_out=trials.fastest):
         budget = None if _MEMORY.value is None else int(_MEMORY.value * 2**30)
         axes = sweeps.axes(runs)
-        return plans.make(base, runs, axes, budget=budget, pack=_PACK.value, packed=packed)
+        return plans.make(
+            base,
+            runs,
+            axes,
+            budget=budget,
+            pack=_PACK.value,
+            pack_structures=_PACK_STRUCTURES.value,
+            packed=packed,
+            try_out=try_out,
+        )
 
     if _DRY_RUN.value:
-        print(plans.describe(make_plan(), workdir))
+        print(plans.describe(make_plan(try_out=None), workdir))
         return 0
 
     # 3. Do it, unless done.
@@ -81,8 +133,22 @@ def main(overrides: entry.Overrides) -> int:
         started=_STARTED,
         stop=stop,
         checkpoint_seconds=_CHECKPOINT.value,
+        keep_checkpoints=_KEEP.value,
         report=_REPORT.value,
+        only=_POPULATIONS.value,
+        submission=_SUBMISSION.value,
     )
+
+
+def _join() -> None:
+    """Makes this process one of several where it is."""
+    given = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    if _DISTRIBUTED.value == "off":
+        return
+    if _DISTRIBUTED.value == "on" and given == (None, None, None):
+        distributed.join_found()
+    elif group := distributed.find(os.environ, *given):
+        distributed.join(group, _TIMEOUT.value)
 
 
 def enter() -> None:

@@ -98,13 +98,14 @@ def _which(names: Sequence[str]) -> str:
 
 def _train(plan: tuple[configs.Config, sweeps.Sweep], folder: pathlib.Path, stop) -> int:
     """The runs of a study's config, in its folder; returns the exit status."""
-    from experiments import execute
+    from experiments import execute, trials
     from experiments import plan as planner
 
     base, runs = plan
 
     def make_plan(packed=None):
-        return planner.make(base, runs, sweeps.axes(runs), packed=packed)
+        axes = sweeps.axes(runs)
+        return planner.make(base, runs, axes, packed=packed, try_out=trials.fastest)
 
     return execute.execute(
         make_plan,

@@ -36,6 +36,11 @@ def axis(name: str, values: Iterable[Any]) -> Sweep:
         raise UserError(
             f"{name}: an axis takes a list of values, got {values!r}. Write axis({name!r}, [...])."
         )
+    if fields.FIELDS[name].how:
+        raise UserError(
+            f"{name}: it says how runs are made and not what they are, so that a sweep over it "
+            f"would compare nothing. Set it with --config.{name}=VALUE."
+        )
     checked = [fields.check(name, value) for value in values]
     if not checked:
         raise UserError(f"{name}: the axis has no values. Give at least one.")

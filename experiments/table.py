@@ -23,10 +23,15 @@ def results_table(workdir: pathlib.Path) -> str:
     return aligned(results_rows(read_results(workdir)))
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A table of columns for a terminal, of which the first row is the heading."""
+def aligned(rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
+    """A table of columns for a terminal, of which the first row is the heading.
+
+    Args:
+      left: words, which begin below each other; else numbers, which end so.
+    """
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    place = str.ljust if left else str.rjust
+    lines = ["  ".join(map(place, row, widths)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 

@@ -30,8 +30,9 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     results = read_results(workdir)
     path = results.workdir / "report.html"
     try:
-        write_whole(path, page(results).encode("utf-8"))
+        # The page last: where there is one, there are the figures.
         write_figures(results, results.workdir / "figures")
+        write_whole(path, page(results).encode("utf-8"))
     except OSError as error:
         raise UserError(
             f"workdir: cannot write the report into {results.workdir} ({error.strerror or error}); "

@@ -45,14 +45,13 @@ def environment(**changes):
 
 
 def start(workdir, *flags, shell="", **options):
-    """The running process, with its output in pipes; `shell` is run in its place before it."""
-    options = {"env": environment(), "text": True} | options
+    """The running process, its output in pipes; `shell` is run in its place before it."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options = {"env": environment(), "text": True} | pipes | options
     words = command(workdir, *flags)
     return subprocess.Popen(
         ["bash", "-c", f'{shell}; exec "$@"', "bash", *words] if shell else words,
         cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         **options,
     )
 
@@ -116,7 +115,8 @@ def readings(workdir, run_id, name="metrics.jsonl"):
 
 def checkpoints(workdir):
     """The steps of the finished checkpoints of all populations, ascending."""
-    return sorted(int(f.stem) for f in workdir.glob("populations/*/checkpoints/*.sha256"))
+    folders = workdir.glob("populations/*/checkpoints/*/")
+    return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
 
 
 def params(workdir, run_id):

@@ -338,6 +338,10 @@ def test_every_field_counts_for_the_run_id(base, name):
             continue
         if value != now:
             changed = config.unflatten({**config.flatten(base), name: value})
+            if row.how:  # the same run, made in another way
+                assert config.run_id(changed) == config.run_id(base)
+                assert config.difference(base, changed) == []
+                return
             assert config.run_id(changed) != config.run_id(base)
             assert config.difference(base, changed) == [
                 f"{name}: {fields.show(now)} -> {fields.show(fields.check(name, value))}"

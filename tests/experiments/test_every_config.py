@@ -3,7 +3,6 @@
 import math
 import pathlib
 import time
-import types
 
 import jax
 import numpy as np
@@ -89,16 +88,13 @@ def test_one_step_of_its_first_run(path, request, tmp_path, monkeypatch):
     def make_plan(packed):
         return plans.make(base, runs[:1], sweep.axes(runs[:1]), packed=packed)
 
-    class Never(types.SimpleNamespace):
-        def __call__(self):
-            return False
-
     status = execute.execute(
         make_plan,
         pathlib.Path(tmp_path),
         started=time.monotonic(),
-        stop=Never(),
+        stop=execute.StopOnSignal(()),
         checkpoint_seconds=60,
+        keep_checkpoints=2,
         report=False,
     )
     assert status == 0

@@ -37,6 +37,7 @@ EXAMPLES = {
     "data.folds": ([None, 2, 10], [1, 0, 2.5]),
     "data.fold": ([0, 3], [-1, None]),
     "data.seed": ([0, 7], [-1, 0.5]),
+    "data.placement": (["device", "host"], ["disk", None]),
     "model.net": (["mlp", "conv"], ["resnet"]),
     "model.latent_dim": ([1, 64, (64, 32, 16)], [0, -1, 2.5, 2**31, (), (8, 0)]),
     "model.depth": ([0, 10], [-1, 1.5]),
@@ -128,6 +129,9 @@ EXAMPLES = {
     "train.epochs": ([None, 1], [0, -1, 1.5]),
     "train.steps": ([None, 1000], [0, 2**31]),
     "train.batch_size": ([1, 128], [0, -128, None]),
+    "train.precision": (["float32", "bfloat16"], ["float16", None]),
+    "train.accumulate": ([1, 4], [0, None]),
+    "train.remat": (["none", "layers"], ["all", None]),
     "eval.every": ([None, 1], [0]),
     "eval.samples": ([1], [0]),
     "eval.iw_samples": ([0, 5000], [-1]),
@@ -137,6 +141,8 @@ EXAMPLES = {
     "probe.examples": ([2, 64, None], [1, 0]),
     "probe.draws": ([2, 16], [1, None]),
     "probe.layers": ([None, "encoder/mean+decoder/output"], ["", 3]),
+    "mesh.runs": ([None, 1, 8], [0, 1.5]),
+    "mesh.data": ([None, 1, 8], [0, 1.5]),
 }
 ALLOWED = [(name, value) for name, (allowed, _) in EXAMPLES.items() for value in allowed]
 REFUSED = [(name, value) for name, (_, refused) in EXAMPLES.items() for value in refused]
@@ -326,8 +332,9 @@ def test_which_fields_are_numeric():
 def test_the_table_agrees_with_the_library():
     leaves = {field.name for field in dataclasses.fields(HParams)}
     named = {row.hparam for row in fields.FIELDS.values() if row.numeric}
-    # The number of steps is a result of the plan, not a field of its own.
-    assert leaves - named == {"total_steps"}
+    # The number of steps is a result of the plan, not a field of its own; what of a shared program
+    # is a run's own is two structural fields.
+    assert leaves - named == {"total_steps", "latents", "layers"}
     assert named <= leaves
     for name, known in {
         "data.binarization": dataset.BINARIZATIONS,

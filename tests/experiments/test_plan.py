@@ -9,7 +9,7 @@ import pytest
 
 from configs import default
 from experiments import config as configs
-from experiments import memory, sweep
+from experiments import memory, packs, specs, sweep
 from experiments import plan as plans
 from experiments.fields import FIELDS
 from tests.experiments import launch
@@ -70,6 +70,9 @@ STRUCTURAL = {
     "optimizer.name": ["adam", "sgd"],
     "optimizer.ema_decay": [None, 0.9],
     "train.batch_size": [64, 128],
+    "train.precision": ["float32", "bfloat16"],
+    "train.accumulate": [1, 2],
+    "train.remat": ["none", "layers"],
     "eval.iw_samples": [0, 8],
 }
 
@@ -126,7 +129,7 @@ def test_lengths_that_follow_from_the_data():
     (population,) = make(base=steps).populations
     assert population.num_steps == 90
     # A twentieth, and as many training examples as the test split has.
-    assert population.evaluation == plans.EvalPlan(4, 1, 100, 359)
+    assert population.evaluation == specs.EvalPlan(4, 1, 100, 359)
     (short,) = make(base={"train.epochs": None, "train.steps": 3}).populations
     assert short.evaluation.every == 1
     (limited,) = make(base={"eval.train_limit": 10**6, "eval.every": 7}).populations
@@ -197,28 +200,28 @@ def test_the_packing_of_an_earlier_execution_stands():
     axis = sweep.axis("seed", range(6))
     plan = make(axis)
     ids = [run.run_id for run in plan.runs]
-    packed = [ids[:2], ids[2:]]
+    packed = [{"runs": ids[:2]}, {"runs": ids[2:]}]
     again = make(axis, packed=packed, budget=PLENTY)
-    assert [[r.run_id for r in p.runs] for p in again.populations] == packed
+    assert [[r.run_id for r in p.runs] for p in again.populations] == [ids[:2], ids[2:]]
     assert len(make(axis, budget=PLENTY).populations) == 1
     # Runs that it does not know, or not all of them: packed as if for the first time.
     for other in ([["0" * 10]], [ids[:2]], [ids[:2], ids[2:] + ["0" * 10]]):
-        assert len(make(axis, packed=other).populations) == 1
+        assert len(make(axis, packed=[{"runs": runs} for runs in other]).populations) == 1
 
 
 def test_small_nets_go_side_by_side_and_large_ones_in_turn_on_a_cpu(monkeypatch):
     small, large = {"model.width": 16}, {"model.width": 600}
     conv = {"model.net": "conv", "model.width": 8}
-    monkeypatch.setattr(plans.jax, "default_backend", lambda: "cpu")
-    assert [make(base=b).populations[0].pack for b in (small, large, conv)] == [
+    monkeypatch.setattr(packs.jax, "default_backend", lambda: "cpu")
+    assert [make(base=b).populations[0].pack.how for b in (small, large, conv)] == [
         "vmap",
         "map",
         "map",
     ]
-    assert make(base=large, pack="vmap").populations[0].pack == "vmap"
-    assert make(base=small, pack="map").populations[0].pack == "map"
-    monkeypatch.setattr(plans.jax, "default_backend", lambda: "gpu")
-    assert {make(base=b).populations[0].pack for b in (small, large, conv)} == {"vmap"}
+    assert make(base=large, pack="vmap").populations[0].pack.how == "vmap"
+    assert make(base=small, pack="map").populations[0].pack.how == "map"
+    monkeypatch.setattr(packs.jax, "default_backend", lambda: "gpu")
+    assert {make(base=b).populations[0].pack.how for b in (small, large, conv)} == {"vmap"}
 
 
 # What contradicts the data ------------------------------------------------------------------------
@@ -249,7 +252,7 @@ def vectors():
 )
 def test_a_model_that_contradicts_its_data(dataset, changes, message):
     with pytest.raises(UserError, match=message):
-        plans.spec_of(flat(**changes), dataset())
+        specs.spec_of(flat(**changes), dataset())
 
 
 # What is said -------------------------------------------------------------------------------------
@@ -282,7 +285,7 @@ def test_a_plan_of_one_run_in_words(tmp_path):
 
 def test_a_split_is_said(tmp_path):
     axis = sweep.axis("seed", range(4))
-    packed = [[run.run_id] for run in make(axis).runs]
+    packed = [{"runs": [run.run_id]} for run in make(axis).runs]
     assert "split to fit the memory" in plans.describe(make(axis, packed=packed), tmp_path)
     assert "to fit" not in plans.describe(make(axis), tmp_path)
 

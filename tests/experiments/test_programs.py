@@ -32,7 +32,7 @@ def populations(*axes, split=False, **changes):
 
     if not split:
         return make().populations
-    return make(packed=[[run.run_id] for run in make().runs]).populations
+    return make(packed=[{"runs": [run.run_id]} for run in make().runs]).populations
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def compiled(monkeypatch):
     """What would be compiled, in order: (function, optimisation level)."""
     seen = []
 
-    def compile_(function, arguments, level, plain_sums):
+    def compile_(function, arguments, level, own):
         seen.append((function, level))
         return object()
 
@@ -186,7 +186,7 @@ def test_sums_over_the_components_of_a_prior_are_left_to_xla(monkeypatch, ahead)
         for prior in ("standard", "mixture"):
             (plan,) = populations(model_prior=prior)
             ahead.get("chunk", plan)
-    assert asked == [False, True]
+    assert asked == [{}, programs._PLAIN_SUMS]
     without = ("standard", "flow", "hierarchical")
     assert set(programs.COMPONENTS) == {p for p in PRIORS if p not in without}
 
@@ -194,7 +194,9 @@ def test_sums_over_the_components_of_a_prior_are_left_to_xla(monkeypatch, ahead)
         return jnp.sum(x, axis=0)
 
     shapes = (jax.ShapeDtypeStruct((64, 50, 40), jnp.float32),)
-    by_ynn, plain = (programs.compiled(jax.jit(add), shapes, 2, plain) for plain in (False, True))
+    by_ynn, plain = (
+        programs.compiled(jax.jit(add), shapes, 2, own) for own in ({}, programs._PLAIN_SUMS)
+    )
     assert "ynn" not in plain.as_text()
     x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 50, 40)), jnp.float32)
     # Sums of 64 numbers of size 1 in two orders.

@@ -1,16 +1,32 @@
 """A sweep that was killed, stopped or damaged ends as if nothing had happened, bit for bit."""
 
+import dataclasses
+import errno
+import functools
+import json
+import os
+import pathlib
+import random
 import re
 import shutil
 import signal
 import subprocess
+import tempfile
+import time
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from experiments import load, population
 from tests.experiments import launch
+from vae import evaluate, train
+from vae.errors import UserError
 
 OFTEN = (*launch.SWEEP, "--checkpoint_seconds=0")
 EVERY = 10  # steps between two checkpoints, then
+# Some seconds of training, with a checkpoint in flight for most of them.
+LONG = (*OFTEN, "--config.train.steps=400")
 
 
 def folder(workdir):
@@ -105,7 +121,9 @@ def test_nothing_is_left_of_the_interruptions(battered):
     workdir, _ = battered
     leftovers = [f for f in workdir.rglob("*") if f.name.endswith(".tmp") or "tmp-" in f.name]
     assert leftovers == []
-    assert len(list(folder(workdir).iterdir())) == 4  # two checkpoints, two digests
+    kept = launch.checkpoints(workdir)
+    assert kept[-2:] == [190, 200] and len(kept) <= 3  # the two newest, and the best
+    assert len(list(folder(workdir).iterdir())) == 2 * len(kept)  # each with its description
 
 
 def test_a_finished_sweep_returns_at_once_and_touches_nothing(battered):
@@ -128,7 +146,7 @@ def flip_a_bit(checkpoint):
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(battered, tmp_path):
     workdir = shutil.copytree(battered[0].parent / "stopped", tmp_path / "results")
-    older, newest = launch.checkpoints(workdir)
+    *_, older, newest = launch.checkpoints(workdir)
     flip_a_bit(folder(workdir) / str(newest))
     done = launch.run(workdir, *OFTEN)
     assert done.stderr.count("is damaged") == 1
@@ -140,10 +158,11 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(battered, tmp_path):
 
 def test_with_all_checkpoints_damaged_training_starts_anew(battered, tmp_path):
     workdir = shutil.copytree(battered[0].parent / "stopped", tmp_path / "results")
-    for step in launch.checkpoints(workdir):
+    steps = launch.checkpoints(workdir)
+    for step in steps:
         flip_a_bit(folder(workdir) / str(step))
     done = launch.run(workdir, *OFTEN)
-    assert done.stderr.count("is damaged") == 2
+    assert done.stderr.count("is damaged") == len(steps)
     assert beginning(done) == percentage(0)
     assert launch.everything(workdir) == launch.everything(launch.finished()[0])
 
@@ -193,3 +212,179 @@ def test_a_full_disk_and_then_room(full_disk, tmp_path):
     assert make_room()
     launch.run(workdir, *OFTEN, env=env)
     assert launch.everything(workdir) == expected
+
+
+@functools.cache
+def uninterrupted():
+    """What `LONG` finds, and how long it takes from its first file on: seconds."""
+    workdir = pathlib.Path(tempfile.mkdtemp(prefix="vae-lab-")) / "results"
+    process = launch.start(workdir, *LONG)
+    launch.wait_until(process, (workdir / "config.json").exists)
+    began = time.monotonic()
+    done = launch.finish(process)
+    seconds = time.monotonic() - began
+    assert done.returncode == 0, done.stderr
+    found = launch.everything(workdir)
+    for run in found.values():
+        steps = [json.loads(line)["step"] for line in run["metrics"].splitlines()]
+        assert steps == list(range(EVERY, 400 + 1, EVERY))
+    shutil.rmtree(workdir.parent)
+    return found, seconds
+
+
+def killed_after(workdir, seconds):
+    """Kills `LONG` so long after its first file; what it was at: a word."""
+    process = launch.start(workdir, *LONG)
+    launch.wait_until(process, (workdir / "config.json").exists)
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
+    if list(workdir.glob("runs/*/result.json")) or list(workdir.glob("runs/*/gallery.npz")):
+        return "results"
+    if half_written(workdir):
+        return "checkpoint"
+    return "training" if launch.checkpoints(workdir) else "compiling"
+
+
+def kill_and_finish(count, rng, tmp_path):
+    """`count` times: a fresh folder, a kill at a random moment, and to the end; at what it was."""
+    expected, seconds = uninterrupted()
+    at = []
+    for number in range(count):
+        workdir = tmp_path / str(number)
+        at.append(killed_after(workdir, rng.uniform(0, seconds)))
+        launch.run(workdir, *LONG)
+        assert launch.everything(workdir) == expected, f"killed at {at[-1]}, number {number}"
+        shutil.rmtree(workdir)
+    return at
+
+
+def test_killed_at_random_moments_the_results_are_the_same(tmp_path):
+    kill_and_finish(2, random.Random(), tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_at_50_random_moments_the_results_are_the_same(tmp_path):
+    """Minutes: pytest -m slow -k 50_random -s tests/experiments/test_resume.py"""
+    began = time.monotonic()
+    at = kill_and_finish(50, random.Random(0), tmp_path)
+    counts = {what: at.count(what) for what in sorted(set(at))}
+    print(f"\n50 kills in {time.monotonic() - began:.0f} s, while at: {counts}")
+    assert counts["checkpoint"] >= 5  # of them in flight
+
+
+def logged(tmp_path, workdir, *flags):
+    """The running process, and a function that reads what it has written to stderr so far."""
+    log = tmp_path / "stderr"
+    with log.open("w") as file:
+        process = launch.start(workdir, *flags, stdout=subprocess.DEVNULL, stderr=file)
+    return process, log.read_text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_at_once(number, tmp_path):
+    """Within a dispatch of half a second and a save; the rest of the minute is for a busy machine.
+
+    Without a stop the training takes an hour.
+    """
+    workdir = tmp_path / "results"
+    flags = (*launch.SWEEP, "--config.train.steps=10000000", "--config.eval.every=5000000")
+    flags += ("--config.model.width=64",)
+    process, said = logged(tmp_path, workdir, *flags)
+    launch.wait_until(process, lambda: "run-steps/s" in said())
+    process.send_signal(number)
+    process.wait(60)
+    assert process.returncode == 128 + number, said()
+    assert f"Stopped by {signal.Signals(number).name}; all is saved. To go on:" in said()
+    (step,) = launch.checkpoints(workdir)  # between two readings
+    assert 0 < step < 5000000
+
+
+def test_a_signal_is_heard_while_programs_compile(tmp_path):
+    """Compiling takes a minute; there is nothing to save, and nothing to wait for."""
+    workdir = tmp_path / "results"
+    env = launch.environment(VAE_LAB_CACHE=str(tmp_path / "cache"))
+    process = launch.start(workdir, "--config.model.depth=150", env=env)
+    launch.wait_until(process, (workdir / "environment.json").exists)
+    time.sleep(2)
+    began = time.monotonic()
+    process.send_signal(signal.SIGUSR1)
+    done = launch.finish(process)
+    assert done.returncode == 128 + signal.SIGUSR1, done.stderr
+    assert time.monotonic() - began < 10
+    assert launch.checkpoints(workdir) == []
+
+
+def test_a_signal_ends_a_report_and_the_next_command_makes_it(tmp_path):
+    workdir = tmp_path / "results"
+    shutil.copytree(launch.finished()[0], workdir)
+    process = launch.start(workdir, *launch.SWEEP, "--report")
+    launch.wait_until(process, (workdir / "figures").exists)
+    process.send_signal(signal.SIGTERM)
+    done = launch.finish(process)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (workdir / "report.html").exists()
+    launch.run(workdir, *launch.SWEEP, "--report")
+    assert (workdir / "report.html").exists()
+
+
+def fill(file):
+    """Writes a file until the disk is full."""
+    try:
+        with file.open("wb", buffering=0) as ballast:
+            while True:
+                ballast.write(bytes(4096))
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+
+
+def test_a_disk_that_is_full_for_a_while_ends_nothing(full_disk, tmp_path):
+    workdir, shell, make_room = full_disk
+    if shell:
+        pytest.skip("no disk can be mounted here: needs root")
+    make_room()
+    process, said = logged(tmp_path, workdir, *LONG)
+    launch.wait_until(process, lambda: launch.checkpoints(workdir))
+    fill(workdir.parent / "filler")
+    launch.wait_until(process, lambda: said().count("Could not write") >= 3)
+    os.unlink(workdir.parent / "filler")
+    assert process.wait(300) == 0, said()
+    assert "Traceback" not in said()
+    assert launch.everything(workdir) == uninterrupted()[0]
+    assert launch.checkpoints(workdir)[-1] == 400
+
+
+def test_the_best_checkpoint_gives_the_reading_at_its_step_again(tmp_path):
+    """Mean test ELBO over the runs; at this learning rate it goes up and down."""
+    workdir = tmp_path / "results"
+    launch.run(workdir, *OFTEN, "--config.optimizer.learning_rate=0.1")
+    (packed,) = json.loads((workdir / "populations.json").read_text())
+    elbos = {}
+    for run_id in packed["runs"]:
+        for record in launch.readings(workdir, run_id):
+            elbos.setdefault(record["step"], []).append(record["test/elbo"])
+    best = max(elbos, key=lambda step: sum(elbos[step]))
+    assert launch.checkpoints(workdir) == sorted({best, 190, 200})
+    for run_id, expected in zip(packed["runs"], elbos[best], strict=True):
+        run = load.load_run(workdir / "runs" / run_id, best=True)
+        state = train.TrainState(
+            **dict.fromkeys(f.name for f in dataclasses.fields(train.TrainState))
+        ).replace(params=run.params, stats=run.stats, hparams=run.hparams)
+        found = evaluate.evaluate_run(
+            run.spec.model,
+            population.DeviceData(run.dataset).evaluation("test", run.dataset.num_test),
+            jnp.int32(evaluate.SPLITS["test"]),
+            jax.tree.map(jnp.asarray, state),
+            num_samples=1,
+            batch_size=64,
+        )
+        # Another program: batches of another size, vmapped otherwise; float32 sums over 64 pixels.
+        assert float(found["elbo"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_a_checkpoint_there_is_no_best(tmp_path):
+    workdir = shutil.copytree(launch.finished()[0], tmp_path / "results")
+    shutil.rmtree(folder(workdir))
+    with pytest.raises(UserError, match="^best: .*no intact checkpoint.*final parameters"):
+        load.load_run(next((workdir / "runs").iterdir()), best=True)

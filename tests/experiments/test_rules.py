@@ -118,6 +118,10 @@ def test_free_bits_are_refused_where_the_loss_has_none(name, estimator):
         ),
         ({"model__likelihood": "categorical"}, r"model\.likelihood: categorical .* 256 values"),
         (
+            {"objective__free_bits": 0.5, "train__accumulate": 2},
+            r"train\.accumulate: 2 parts .*objective\.free_bits 0\.5.* Set train\.accumulate to 1",
+        ),
+        (
             {"objective__free_bits": 0.5, "objective__name": "iwae"},
             r"objective\.free_bits: 0\.5, but the loss of iwae",
         ),

@@ -1,5 +1,6 @@
 """What the command leaves: the contract of a results folder, and that packing changes no result."""
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -15,9 +16,11 @@ import pytest
 from experiments import config as configs
 from experiments import entry, execute, run
 from experiments import plan as plans
+from experiments.devices import Devices
 from experiments.population import DeviceData
 from tests.experiments import launch
 from vae import checkpoint, evaluate, train, writers
+from vae.errors import UserError
 from vae.hparams import stack
 
 # The same run in another program has its sums in another order: a few units in the last place of
@@ -82,6 +85,9 @@ def test_what_was_asked_is_recorded(finished):
         "batch_size": 128,
         "epochs": None,
         "steps": 200,
+        "precision": "float32",
+        "accumulate": 1,
+        "remat": "none",
     }
     assert sweep["axes"] == {"objective.beta": [0.5, 2.0], "seed": [0, 1]}
     overrides = [run["overrides"] for run in sweep["runs"]]
@@ -254,7 +260,9 @@ def test_a_population_that_is_too_large_is_split(finished, tmp_path):
     overrides = [run["overrides"] for run in sweep["runs"]]
 
     # Room for two of the four runs, and not for three.
-    pair = plans.make(base, overrides[:2], {}, budget=2**40, pack="vmap").populations[0]
+    there = Devices(1)  # as in the command's process, not as in that of the tests
+    plan = plans.make(base, overrides[:2], {}, budget=2**40, pack="vmap", there=there)
+    pair = plan.populations[0]
     budget = pair.estimate.total
     done = launch.run(tmp_path, *launch.SWEEP, f"--memory_gib={budget / 2**30!r}")
     assert "4 runs in 2 populations" in done.stdout
@@ -270,6 +278,15 @@ def test_a_population_that_is_too_large_is_split(finished, tmp_path):
 # The report, and the way out ----------------------------------------------------------------------
 
 
+class Never:
+    """Stands for `execute.StopOnSignal` where no signal comes."""
+
+    def __call__(self):
+        return False
+
+    at_once = contextlib.nullcontext
+
+
 def test_a_report_is_made_where_it_is_missing_and_only_there(finished, tmp_path, monkeypatch):
     workdir = shutil.copytree(finished, tmp_path / "results")
     base, sweep = read_json(workdir / "config.json"), read_json(workdir / "sweep.json")
@@ -283,8 +300,9 @@ def test_a_report_is_made_where_it_is_missing_and_only_there(finished, tmp_path,
             lambda packed: plans.make(base, overrides, sweep["axes"], packed=packed),
             workdir,
             started=0.0,
-            stop=lambda: False,
+            stop=execute.StopOnSignal(()),
             checkpoint_seconds=60,
+            keep_checkpoints=2,
             report=report,
         )
         assert status == 0
@@ -299,7 +317,8 @@ def test_a_report_is_made_where_it_is_missing_and_only_there(finished, tmp_path,
 
 
 def test_the_first_signal_asks_and_the_second_one_kills(capsys):
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = execute.STOPPING
+    assert signal.SIGUSR1 in numbers  # what Slurm can send before a time limit
     before = [signal.getsignal(number) for number in numbers]
     try:
         stop = execute.StopOnSignal()
@@ -313,6 +332,23 @@ def test_the_first_signal_asks_and_the_second_one_kills(capsys):
             signal.signal(number, handler)
 
 
+def test_a_task_of_a_population_that_there_is_not(finished, tmp_path):
+    def refused(workdir):
+        def make_plan(packed):
+            raise AssertionError("refused before anything is planned")
+
+        options = {"started": 0.0, "checkpoint_seconds": 60, "keep_checkpoints": 2}
+        with pytest.raises(UserError) as caught:
+            execute.execute(make_plan, workdir, only=["abc"], stop=Never(), report=False, **options)
+        return str(caught.value)
+
+    [planned] = [record["id"] for record in read_json(finished / "populations.json")]
+    said = f"--populations: {finished} has no population abc. There are {planned}."
+    assert refused(finished) == said
+    assert "has no populations.json" in refused(tmp_path / "absent")
+    assert not (tmp_path / "absent").exists()
+
+
 def test_ctrl_c_before_anything_has_begun(monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
@@ -322,3 +358,17 @@ def test_ctrl_c_before_anything_has_begun(monkeypatch, capsys):
         run.enter()
     assert caught.value.code == 128 + signal.SIGINT
     assert capsys.readouterr().err == "Stopped; nothing had begun.\n"
+
+
+def test_what_has_nothing_to_save_ends_at_once_by_a_signal():
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        stop = execute.StopOnSignal([signal.SIGUSR1])
+        with pytest.raises(execute.Stopped), stop.at_once():
+            signal.raise_signal(signal.SIGUSR1)
+            raise AssertionError("it went on")
+        # A signal that came before counts too.
+        with pytest.raises(execute.Stopped), stop.at_once():
+            raise AssertionError("it began")
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -189,3 +189,8 @@ def test_describe():
         "objective.beta=1.0, model.width=[8,4]"
     )
     assert sweep.describe({}) == "the base config"
+
+
+def test_how_runs_are_made_is_not_swept():
+    with pytest.raises(UserError, match="mesh.runs: .*compare nothing.*--config.mesh.runs=VALUE"):
+        sweep.parse_axis("mesh.runs=1,2")

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from experiments import workdir as workdirs
 from experiments.workdir import Workdir
 from tests.experiments import launch
 from vae import writers
 from vae.errors import UserError
+from vae.packing import Packing
 
 
 @dataclasses.dataclass
@@ -87,6 +89,123 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     left = {f for f in tmp_path.rglob("*") if f.is_file()}
     assert left == {*kept, tmp_path / ".lock"}
     assert not (run / "params.orbax-checkpoint-tmp").exists()
+
+
+# Shared -------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Population:
+    id: str
+    runs: list[Any]
+    pack: Packing = Packing()
+
+
+@pytest.fixture
+def sharing(tmp_path):
+    """Makes openers of one shared folder."""
+    opened = []
+
+    def one_more():
+        opened.append(Workdir(tmp_path / "results"))
+        opened[-1].open(shared=True)
+        return opened[-1]
+
+    yield one_more
+    for each in opened:
+        each.close()
+
+
+def never():
+    return False
+
+
+def test_tasks_share_a_folder_and_a_plain_run_does_not(sharing):
+    first, _ = sharing(), sharing()
+    with pytest.raises(UserError, match="in use by another process .tasks of experiments.submit"):
+        Workdir(first.path).open()
+
+
+def test_a_plain_run_keeps_tasks_out(workdir):
+    with pytest.raises(UserError, match=f"in use by another process .process {os.getpid()} on"):
+        Workdir(workdir.path).open(shared=True)
+
+
+def test_a_population_has_one_task_at_a_time(sharing, monkeypatch, capsys):
+    monkeypatch.setattr(workdirs, "HOLD_SECONDS", 0.3)
+    first, second = sharing(), sharing()
+    populations = [Population("p", RUNS[:1]), Population("q", RUNS[1:])]
+    assert first.hold(populations[:1], never)
+    assert second.hold(populations[1:], never)  # another one, at the same time
+    with pytest.raises(UserError, match="--populations: p is in use by another .* Wait for it"):
+        second.hold(populations[:1], never)
+    assert "Population p is held by process" in capsys.readouterr().out
+    assert not second.hold(populations[:1], lambda: True)  # told to stop while it waits
+    first.close()
+    assert second.hold(populations[:1], never)
+
+
+def test_a_task_removes_what_was_left_in_its_own_runs_alone(sharing):
+    task = sharing()
+    left = []
+    for run in ("aa", "bb"):
+        folder = task.run(run)
+        (folder / "params.orbax-checkpoint-tmp").mkdir(parents=True)
+        (folder / ".gallery.npz.n1.12.tmp").touch()
+        left += [folder / "params.orbax-checkpoint-tmp", folder / ".gallery.npz.n1.12.tmp"]
+    common = task.path / ".results.csv.n1.12.tmp"  # another task may be writing it
+    common.touch()
+    assert task.hold([Population("p", RUNS[:1])], never)
+    assert [file.exists() for file in left] == [False, False, True, True]
+    assert common.exists()
+
+
+def test_one_task_at_a_time_writes_what_is_common(sharing, monkeypatch):
+    monkeypatch.setattr(workdirs, "WRITE_SECONDS", 0.3)
+    first, second = sharing(), sharing()
+    with first.writing():
+        first.write_results(RUNS, ["seed"])  # which asks for its turn again
+        with pytest.raises(UserError, match="has been written to by process .* hangs, end it"):
+            second.claim(BASE, AXES, RUNS)
+    second.claim(BASE, AXES, RUNS)
+    with pytest.raises(UserError, match="results of another config"):
+        first.claim(BASE | {"seed": 7}, AXES, RUNS)
+
+
+def test_tasks_add_nothing_to_the_environment_that_is_there_already(sharing):
+    one, other = {"cpu": "a"}, {"cpu": "b"}
+    tasks = [sharing() for _ in range(4)]
+    for task, record in zip(tasks, (one, other, one, other), strict=True):
+        task.write_environment(record)
+    recorded = json.loads((tasks[0].path / "environment.json").read_text())
+    assert recorded == other | {"earlier": [one]}
+
+
+def test_a_folder_of_the_same_name_on_another_disk(sharing, monkeypatch):
+    monkeypatch.setattr(workdirs, "SEEN_SECONDS", 0)
+    task = sharing()
+    with pytest.raises(UserError, match=r"--workdir: .*/1-abc/submission.json is not there.*share"):
+        task.await_submission("1-abc")
+    writers.write_json(task.path / "submissions" / "1-abc" / "submission.json", {})
+    task.await_submission("1-abc")
+
+
+def test_a_record_that_another_node_sees_late(sharing, monkeypatch):
+    task = sharing()
+
+    def arrives(seconds):
+        writers.write_json(task.path / "submissions" / "1-abc" / "submission.json", {})
+
+    monkeypatch.setattr(workdirs.time, "sleep", arrives)
+    task.await_submission("1-abc")
+
+
+def test_a_folder_that_others_share_stays(sharing):
+    first, second = sharing(), sharing()
+    first.close()
+    assert first.path.exists()
+    second.close()
+    assert first.path.exists()  # it did not make it
 
 
 # One config ---------------------------------------------------------------------------------------
@@ -187,14 +306,14 @@ def test_a_folder_made_for_a_refused_command_goes_with_it(tmp_path, made):
 
 
 def test_how_runs_are_packed_comes_back(workdir):
-    @dataclasses.dataclass
-    class Population:
-        id: str
-        runs: list[Run]
-
     assert workdir.packed() is None
-    workdir.write_packed([Population("p", RUNS[:1]), Population("q", RUNS[1:])])
-    assert workdir.packed() == [["aa"], ["bb"]]
+    packs = [Packing("map"), Packing("vmap")]
+    workdir.write_packed([Population("p", RUNS[:1], packs[0]), Population("q", RUNS[1:], packs[1])])
+    assert workdir.packed() == [
+        {"id": "p", "runs": ["aa"], "pack": "map"},
+        {"id": "q", "runs": ["bb"], "pack": "vmap"},
+    ]
+    assert workdir.populations() == {"p": ["aa"], "q": ["bb"]}
 
 
 def finish(workdir, run_id, **row):

@@ -5,7 +5,8 @@ import types
 import numpy as np
 import pytest
 
-from experiments.population import Trainer, write_gallery
+from experiments.outcome import write_gallery
+from experiments.population import Trainer
 from experiments.report.results import read_gallery
 
 IMAGES = ("originals", "reconstructions", "samples", "traversals")

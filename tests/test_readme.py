@@ -193,6 +193,8 @@ def defined_flags(*paths):
 
 FLAGS = {
     "experiments.run": defined_flags("experiments/run.py"),
+    "experiments.submit": defined_flags("experiments/run.py", "experiments/submit.py"),
+    "experiments.status": defined_flags("experiments/status.py"),
     "experiments.report": defined_flags("experiments/report/__main__.py"),
     "experiments.study": defined_flags("experiments/study.py"),
     "experiments.benchmark": defined_flags("experiments/benchmark/__main__.py"),
@@ -326,7 +328,8 @@ def test_the_tree_is_what_a_run_leaves():
     workdir, _ = launch.finished()  # made with --noreport
     there = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
     written = {name.split("/")[0] for depth, name in tree() if depth == 2}
-    assert written == there | {"report.html", "figures"}
+    # Of a command without a report, and that was not submitted.
+    assert written == there | {"report.html", "figures", "submissions"}
     run = next((workdir / "runs").iterdir())
     inside = {name.rstrip("/") for depth, name in tree() if depth == 4}
     assert inside == {path.name for path in run.iterdir()}

@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import gc
 import pathlib
 import shlex
 import signal
 import sys
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +26,10 @@ from vae.errors import UserError
 # Populations whose programs are compiled, or being compiled, at a time: see `Programs`.
 AHEAD = 8
 
+# An exception is lost where Python happens to be in a callback of its garbage collection, or in a
+# destructor. In the first it is not raised yet, in the second once more: after so many seconds.
+SOON_SECONDS, AGAIN_SECONDS = 0.02, 2.0
+
 # What asks to save and stop.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -40,13 +46,23 @@ class StopOnSignal:
         for number in numbers:
             signal.signal(number, self._handle)
 
-    def _handle(self, number: int, frame: object) -> None:
-        del frame
+    def _handle(self, number: int, frame: types.FrameType | None) -> None:
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
         if self._raising:
-            raise Stopped
+            self._raise(number, frame)
+            return
         print("\nStopping: saving first (once more to stop at once).", file=sys.stderr, flush=True)
+
+    def _raise(self, number: int, frame: types.FrameType | None) -> None:
+        if not self._raising:
+            return
+        collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+        lost = frame is not None and frame.f_code in collecting
+        signal.signal(signal.SIGALRM, self._raise)
+        signal.setitimer(signal.ITIMER_REAL, SOON_SECONDS if lost else AGAIN_SECONDS)
+        if not lost:
+            raise Stopped
 
     def __call__(self) -> bool:
         return self.signal is not None
@@ -68,8 +84,11 @@ class StopOnSignal:
             if self():
                 raise Stopped
             yield
+            if self():  # it came too late to be raised again
+                raise Stopped
         finally:
             self._raising = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def execute(

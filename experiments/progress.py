@@ -28,6 +28,7 @@ class Progress:
         self._started: float | None = None  # when the first steps were done: compiling is apart
         self._not_timed = 0  # run-steps that were done before, or by an earlier process
         self._last_line = -LINE_SECONDS
+        self._status = ""  # of the training
         self._bar: Any = None
         if sys.stderr.isatty() and not quiet:
             from rich import console, progress
@@ -75,6 +76,7 @@ class Progress:
             status += f", {name} {value:.2f}"
         percent = f"{100 * done / self._total:3.0f}%"
         if self._bar:
+            self._status = status
             self._bar.update(self._task, completed=done, description="training", status=status)
         else:
             self._line(f"{percent}  {status}", now=done == self._total)
@@ -92,7 +94,8 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        if self._bar:
+        if self._bar:  # what stays on the screen is how far it came, and not the last note
+            self._bar.update(self._task, description="training", status=self._status)
             self._bar.stop()
 
 

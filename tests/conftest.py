@@ -69,6 +69,18 @@ def pytest_configure(config):
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what `-m` says
+def pytest_collection_modifyitems(items):
+    """Of a test marked `sampled`, all cases but the first that was asked for are `thorough`."""
+    seen = set()
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            function = item.nodeid.partition("[")[0]
+            if function in seen:
+                item.add_marker("thorough")
+            seen.add(function)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
     """The user's cache is neither read nor written; datasets are decoded once for all tests."""

@@ -131,6 +131,7 @@ def replace(path, old, new):
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
+@pytest.mark.thorough
 def test_the_recipes_work_together(extended):
     """One run with the new data set, architecture and objective, and its number in the sweep."""
     flags = [

@@ -13,6 +13,7 @@ import pytest
 from tests.experiments import launch
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -61,6 +62,7 @@ def test_values_that_the_likelihood_cannot_have(tmp_path):
     assert "model.likelihood: bernoulli needs values in [0, 1]" in said
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "damage, message",
     [

@@ -30,6 +30,7 @@ TARGETS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["step", "dispatch", "packing", "structures", "nll", "probing"])
 def test_library_benchmarks_run(name):
     rows = list(main.BENCHMARKS[name](QUICK))
@@ -39,6 +40,7 @@ def test_library_benchmarks_run(name):
         assert row.low is None or row.low <= row.value <= row.high
 
 
+@pytest.mark.thorough
 def test_memory_compares_the_estimate_with_what_was_compiled():
     rows = library.memory_(QUICK)
     assert rows and all(row.value > 0 and row.target == ("within", 0.2) for row in rows)
@@ -210,6 +212,7 @@ def test_throughput_compares_commands_with_processes(monkeypatch):
     assert len(set(workdirs)) == len(calls)  # a finished folder would return at once
 
 
+@pytest.mark.thorough
 def test_populations_and_their_runs_one_by_one_are_timed():
     rows = list(
         throughput._together(

@@ -65,6 +65,7 @@ def assert_same_gradient(found, expected):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", MODELS)
 def test_flax_loop_minimises_the_same(name):
     spec, params, x, noise, expected, gradient = case(name)
@@ -115,6 +116,7 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
     assert pytorch.absent("pythae").startswith("torch is not installed")
 
 
+@pytest.mark.thorough
 def test_peers_run_and_those_absent_have_their_rows():
     with jax.numpy_dtype_promotion("standard"):  # as users have it, and as optax's Adam needs it
         rows = list(main.BENCHMARKS["peers"](Settings(quick=True)))

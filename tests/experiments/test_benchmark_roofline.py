@@ -30,6 +30,7 @@ def test_a_loop_counts_its_body_once():
     assert once.bytes <= dynamic.bytes < 4 * once.bytes
 
 
+@pytest.mark.thorough
 def test_a_step_counts_its_products_and_adams_passes():
     plans = [population_plan(default, TINY, [f"seed=0:{n}"], "vmap") for n in (1, 4)]
     one, four = map(roofline.step_cost, plans)

@@ -25,6 +25,7 @@ def test_collectives_are_counted_in_compiled_programs():
     assert scaling.collectives(each.as_text()) == {}
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
 def test_two_devices_are_compared_with_one():
     found = scaling.measure(QUICK, 2)

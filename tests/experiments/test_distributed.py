@@ -180,6 +180,7 @@ def test_two_processes_leave_what_one_leaves(tmp_path, one_process):
     assert not done[1].stdout.replace("[Gloo]", "").strip() or "runs" not in done[1].stdout
 
 
+@pytest.mark.thorough
 def test_two_processes_read_from_the_host_what_their_devices_hold(tmp_path, one_process):
     done = finish(start(tmp_path, *launch.SWEEP, "--config.data.placement=host"))
     assert [d.returncode for d in done] == [0, 0], done
@@ -189,6 +190,7 @@ def test_two_processes_read_from_the_host_what_their_devices_hold(tmp_path, one_
     assert found == expected
 
 
+@pytest.mark.thorough
 def test_a_signal_to_one_stops_both_and_one_process_goes_on(tmp_path, one_process):
     flags = (*launch.SWEEP, "--checkpoint_seconds=0")
     processes = start(tmp_path, *flags, "--config.mesh.data=2", "--config.mesh.runs=2")

@@ -55,6 +55,7 @@ def covering(runs):
     return chosen
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("path", SHIPPED)
 def test_every_structure_builds(path, request):
     base, runs = load(path, request)
@@ -76,6 +77,7 @@ def test_every_structure_builds(path, request):
 LAUNCHED = [p for p in SHIPPED if p.split("/")[1] not in ("objectives", "studies", "seeds")]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("path", LAUNCHED)
 def test_one_step_of_its_first_run(path, request, tmp_path, monkeypatch):
     base, runs = load(path, request)

@@ -50,6 +50,7 @@ def test_one_fold_is_refused():
     assert "--folds=1" in launch.user_error("--folds=1").replace("flag ", "")
 
 
+@pytest.mark.thorough
 def test_a_fold_is_the_run_on_its_arrays(folded, tmp_path):
     """The same numbers as of a file that holds the fold's two parts."""
     part = data.load("digits", folds=3, fold=1)
@@ -101,6 +102,7 @@ def test_the_report_says_so(folded):
     assert "fold" in json.dumps(environment["dataset"])
 
 
+@pytest.mark.thorough
 def test_one_fold_of_several_is_a_split_and_its_seeds_are_the_replicates(tmp_path):
     flags = (*FLAGS, "--config.data.folds=3", "--config.data.fold=1")
     launch.run(tmp_path / "work", *flags)

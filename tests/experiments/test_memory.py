@@ -74,6 +74,7 @@ def given(images, changes):
     return changes | {"data_source": source if source == "digits" else images(source)}
 
 
+@pytest.mark.sampled
 @only_cpu
 @pytest.mark.parametrize(
     "runs, pack, names, changes",
@@ -98,6 +99,7 @@ def test_the_estimate_is_what_the_compiler_says(images, runs, pack, names, chang
     assert plan.estimate.total == pytest.approx(on_device(plan, *names), rel=0.2)
 
 
+@pytest.mark.sampled
 @only_cpu
 @pytest.mark.parametrize(
     "runs, changes",
@@ -133,6 +135,7 @@ def test_no_step_takes_much_more_than_its_estimate(runs, changes):
     assert 0.9 < ratio < 1.5
 
 
+@pytest.mark.sampled
 @only_cpu
 @pytest.mark.parametrize(
     "changes",

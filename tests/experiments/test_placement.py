@@ -26,6 +26,7 @@ def test_the_results_are_those_of_examples_on_the_device(tmp_path):
     assert found(tmp_path / "results") == (expected, {"host"})
 
 
+@pytest.mark.thorough
 def test_gone_on_with_from_the_device_after_a_kill(tmp_path):
     workdir = tmp_path / "results"
     process = launch.start(workdir, *launch.SWEEP, HOST, "--checkpoint_seconds=0")

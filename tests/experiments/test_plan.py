@@ -77,6 +77,7 @@ STRUCTURAL = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", STRUCTURAL)
 def test_shapes_and_names_are_groups_of_their_own(name):
     plan = make(sweep.axis(name, STRUCTURAL[name]), sweep.axis("seed", range(3)))

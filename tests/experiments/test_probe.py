@@ -44,6 +44,7 @@ def test_looks_are_at_the_steps_asked_for_and_of_every_layer(looked):
             assert all(r[f"grad/{layer}/whole"] > 0 for r in looks)
 
 
+@pytest.mark.thorough
 def test_a_killed_run_looks_again_where_it_was_and_at_the_same(looked, tmp_path):
     workdir = tmp_path / "results"
     flags = (*launch.SWEEP, *LOOKS, "--checkpoint_seconds=0")

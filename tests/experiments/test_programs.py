@@ -102,6 +102,7 @@ def maps():
         return sum(1 for _ in file)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="no /proc/self/maps")
 def test_many_structures_leave_the_memory_map_small(monkeypatch):
     monkeypatch.setattr(programs, "MANY", 12)

@@ -128,9 +128,9 @@ def test_one_bar_on_a_terminal(tmp_path):
     states = [state.strip() for state in re.split(r"[\r\n]+", text) if state.strip()]
     assert all(state.startswith(("compiling", "training", "evaluating")) for state in states)
     assert re.fullmatch(
-        r"(training|evaluating) +━+ +100% 4/4 runs, population 1/1, [\d,]+ run-steps/s, "
+        r"training +━+ +100% 4/4 runs, population 1/1, [\d,]+ run-steps/s, "
         r"0:00 left, test elbo -\d+\.\d\d",
-        next(state for state in reversed(states) if "4/4" in state),
+        states[-1],  # which stays on the screen
     )
 
 

@@ -156,6 +156,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(battered, tmp_path):
     assert launch.everything(workdir) == launch.everything(launch.finished()[0])
 
 
+@pytest.mark.thorough
 def test_with_all_checkpoints_damaged_training_starts_anew(battered, tmp_path):
     workdir = shutil.copytree(battered[0].parent / "stopped", tmp_path / "results")
     steps = launch.checkpoints(workdir)
@@ -197,6 +198,7 @@ def full_disk(tmp_path):
         yield disk / "results", "ulimit -f 4", lambda: True
 
 
+@pytest.mark.thorough
 def test_a_full_disk_and_then_room(full_disk, tmp_path):
     workdir, shell, make_room = full_disk
     expected = launch.everything(launch.finished()[0])
@@ -259,6 +261,7 @@ def kill_and_finish(count, rng, tmp_path):
     return at
 
 
+@pytest.mark.thorough
 def test_killed_at_random_moments_the_results_are_the_same(tmp_path):
     kill_and_finish(2, random.Random(), tmp_path)
 
@@ -281,9 +284,10 @@ def logged(tmp_path, workdir, *flags):
     return process, log.read_text
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_at_once(number, tmp_path):
-    """Within a dispatch of half a second and a save; the rest of the minute is for a busy machine.
+    """Within a dispatch of half a second and a save; the rest of the time is for a busy machine.
 
     Without a stop the training takes an hour.
     """
@@ -293,13 +297,17 @@ def test_a_signal_saves_at_once(number, tmp_path):
     process, said = logged(tmp_path, workdir, *flags)
     launch.wait_until(process, lambda: "run-steps/s" in said())
     process.send_signal(number)
-    process.wait(60)
+    try:
+        process.wait(200)
+    finally:
+        process.kill()
     assert process.returncode == 128 + number, said()
     assert f"Stopped by {signal.Signals(number).name}; all is saved. To go on:" in said()
     (step,) = launch.checkpoints(workdir)  # between two readings
     assert 0 < step < 5000000
 
 
+@pytest.mark.thorough
 def test_a_signal_is_heard_while_programs_compile(tmp_path):
     """Compiling takes a minute; there is nothing to save, and nothing to wait for."""
     workdir = tmp_path / "results"
@@ -355,6 +363,7 @@ def test_a_disk_that_is_full_for_a_while_ends_nothing(full_disk, tmp_path):
     assert launch.checkpoints(workdir)[-1] == 400
 
 
+@pytest.mark.thorough
 def test_the_best_checkpoint_gives_the_reading_at_its_step_again(tmp_path):
     """Mean test ELBO over the runs; at this learning rate it goes up and down."""
     workdir = tmp_path / "results"

@@ -83,6 +83,7 @@ def loss(name, estimator, *free_bits):
 PLAIN = [(name, "reparameterization") for name in OBJECTIVES]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "estimator"), PLAIN + [("elbo", e) for e in ESTIMATORS if e != "reparameterization"]
 )

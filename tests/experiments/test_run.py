@@ -249,12 +249,14 @@ def test_a_run_alone_is_the_run_in_a_population(finished, tmp_path):
         np.testing.assert_allclose(array, expected[name], rtol=READING, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_in_turn_is_side_by_side(finished, tmp_path):
     done = launch.run(tmp_path, *launch.SWEEP, "--pack=map")
     assert "in turn (map)" in done.stdout
     assert_same_numbers(tmp_path, finished, launch.rows(finished))
 
 
+@pytest.mark.thorough
 def test_a_population_that_is_too_large_is_split(finished, tmp_path):
     base, sweep = read_json(finished / "config.json"), read_json(finished / "sweep.json")
     overrides = [run["overrides"] for run in sweep["runs"]]

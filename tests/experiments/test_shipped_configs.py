@@ -120,6 +120,7 @@ def test_it_says_paper_command_time_and_numbers(path):
     assert re.search(r"−?\d+\.\d", measured)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["factor_vae", "vq_vae", "wae_mmd"])
 def test_it_runs(name, tmp_path):
     """By the real command: a discriminator, statistics that are no BatchNorm's, and no rate."""

@@ -71,6 +71,7 @@ def test_each_need_has_its_case():
     assert {name.replace("__", ".") for name in REFUSED} == set(structures.NEEDS)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_masks_are_not_made_for_stays_apart(name):
     assert len(make(LATENTS, **{name: REFUSED[name]}).populations) == 3

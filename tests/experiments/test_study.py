@@ -38,6 +38,7 @@ def test_list():
     assert [line.split()[1] for line in done.stdout.splitlines()] == list(STUDIES)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -56,6 +57,7 @@ def test_bad_input(flags, message, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.thorough
 def test_a_study_and_its_page_and_again(tmp_path):
     flags = ("--name=beta", f"--workdir={tmp_path / 'studies'}", f"--out={tmp_path / 'x.md'}")
     done = study(*flags, *LITTLE)

@@ -174,6 +174,7 @@ def test_tasks_on_this_machine(tmp_path):
     assert "Nothing to submit" in run(workdir, *flags).stdout
 
 
+@pytest.mark.thorough
 def test_stopped_while_tasks_run_and_submitted_again(tmp_path):
     workdir = tmp_path / "results"
     flags = (*launch.SWEEP, "--cluster=local", "--checkpoint_seconds=0")
@@ -190,6 +191,7 @@ def test_stopped_while_tasks_run_and_submitted_again(tmp_path):
     assert launch.everything(workdir) == launch.everything(launch.finished()[0])
 
 
+@pytest.mark.thorough
 def test_a_submitter_that_was_killed_leaves_its_tasks_to_their_work(tmp_path):
     workdir = tmp_path / "results"
     process = start(workdir, *launch.SWEEP, "--cluster=local", "--checkpoint_seconds=0")
@@ -219,6 +221,7 @@ runpy.run_module("experiments.run", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.thorough
 def test_nodes_whose_clocks_are_days_apart(tmp_path):
     """Begun on a node whose clock is ahead and ended on one that is behind: nothing is lost."""
     workdir = tmp_path / "results"

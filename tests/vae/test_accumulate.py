@@ -60,6 +60,7 @@ def refused(spec):
     return ""
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_it_is_the_gradient_of_the_whole_batch_or_is_refused(case):
     spec, hparams = spec_of(*case), PLAIN
@@ -114,6 +115,7 @@ def test_a_number_of_parts_that_does_not_divide():
     assert refused(spec).startswith("train.accumulate: 3 does not divide train.batch_size (8)")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("encoder_steps", [1, 3])
 def test_a_training_in_parts_is_the_training(encoder_steps):
     spec = Spec(
@@ -133,6 +135,7 @@ def test_a_training_in_parts_is_the_training(encoder_steps):
     )
 
 
+@pytest.mark.thorough
 def test_the_memory_of_activations_is_divided():
     spec = Spec(ModelSpec((64,), 4, depth=6, width=64, activation="gelu"), batch_size=512)
 
@@ -150,6 +153,7 @@ def test_the_memory_of_activations_is_divided():
     assert parts < whole / 8 + held + 512 * 64 * 4
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
 def test_devices_that_share_a_batch_share_each_part():
     """No example goes to another device, and the training is that of one device."""

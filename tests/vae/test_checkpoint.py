@@ -448,6 +448,7 @@ def test_saved_on_some_devices_and_restored_on_others(tmp_path):
     assert len(set(digests(tmp_path))) == 1  # of the values, wherever they lay
 
 
+@pytest.mark.thorough
 def test_several_processes_write_one_checkpoint_and_agree_whether_it_is_intact(tmp_path):
     assert in_two_processes(tmp_path, "save:two:4", "restore:two:4") == ["intact"]
     assert names(tmp_path / "two") == ["7", "7.json"]

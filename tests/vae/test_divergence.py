@@ -116,6 +116,7 @@ def layers_of(name):
     return [n for n in layers.layer_names(params) if not n.startswith("likelihood")]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("value", [np.nan, np.inf], ids=["nan", "inf"])
 @pytest.mark.parametrize(
     "name, layer", [(name, layer) for name in MODELS for layer in layers_of(name)]

@@ -70,6 +70,7 @@ def numpy_bound(name, log_w, groups):
 
 
 class TestValue:
+    @pytest.mark.sampled
     @pytest.mark.parametrize("beta", [1.0, 0.7])
     @pytest.mark.parametrize("name", BOUNDS)
     def test_the_loss_is_the_bound_whatever_gives_its_gradient(self, name, beta):
@@ -133,6 +134,7 @@ class TestExpectation:
             else:
                 assert np.max(np.abs(errors)) < 4, estimator
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize("posterior", FAMILIES[1:])
     def test_with_other_posteriors(self, posterior):
         found = of_bound("iwae", posterior=posterior)

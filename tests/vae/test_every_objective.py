@@ -207,6 +207,7 @@ def results(case):
     return metrics, grads
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_values_and_gradients_are_finite(case):
     metrics, grads = results(case)
@@ -339,6 +340,7 @@ class TestFormulas:
         return loss + penalties[name](t, numbers) if name in penalties else loss
 
     # The games are in test_adversaries.
+    @pytest.mark.sampled
     @pytest.mark.parametrize(
         "case", [c for c in CASES if not OBJECTIVES[c[0]].adversary], ids="-".join
     )
@@ -404,6 +406,7 @@ class TestFormulas:
 ALONE = sorted(set(OBJECTIVES) - {spec.objective.name for spec, *_ in test_population.FIELDS})
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("objective", ALONE)
 def test_a_run_in_a_population_is_the_run_alone(objective):
     case = next(case for case in CASES if case[0] == objective)

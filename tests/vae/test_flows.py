@@ -68,6 +68,7 @@ def points(spec, n=3, seed=1):
 
 @pytest.mark.usefixtures("x64")
 class TestChangeOfVariables:
+    @pytest.mark.sampled
     @pytest.mark.parametrize("spec", SPECS, ids=name_of)
     def test_log_det_is_that_of_the_jacobian(self, spec):
         params = trained(spec)
@@ -291,6 +292,7 @@ class TestExtremes:
 
 
 class TestPopulation:
+    @pytest.mark.sampled
     @pytest.mark.parametrize(
         ("spec", "function"),
         [(SPECS[0], flows.forward), (SPECS[4], flows.inverse)],
@@ -322,6 +324,7 @@ class TestPopulation:
             for a, b in zip(*map(jax.tree.leaves, (together, alone(seed))), strict=True):
                 np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize("kind", flows.KINDS)
     def test_no_random_number_is_left_in_the_program(self, kind):
         spec = FlowSpec(kind, 3, layers=2, width=8)

@@ -360,6 +360,7 @@ def of_bound(name, posterior, estimators):
 class TestEstimators:
     """As in tests/vae/test_estimators.py: unbiased, by the same noise."""
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize("name", ["iwae", "elbo"])
     @pytest.mark.parametrize("posterior", POSTERIOR)
     def test_unbiased(self, name, posterior, x64):
@@ -525,6 +526,7 @@ class TestEvaluation:
         np.testing.assert_allclose(pictures["traversals"][0, -1], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("posterior", POSTERIOR)
 def test_a_run_of_a_population_is_as_alone(posterior):
     spec = Spec(

@@ -86,6 +86,7 @@ def log_probs(name):
 # Shapes
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("shape", [(7,), (4, 4, 1), (4, 4, 3)])
 @pytest.mark.parametrize("name", OWN)
 def test_heads_are_what_is_read(name, shape):

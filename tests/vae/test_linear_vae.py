@@ -230,6 +230,7 @@ class TestPrincipalComponents:
         # Eigenvalues of the covariance with ddof = 0: that of the data, not of a population.
         return x, np.sort(np.linalg.eigvalsh(np.cov(np.float64(x).T, ddof=0)))[::-1]
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize("likelihood", ["gaussian", "gaussian_shared", "gaussian_optimal"])
     def test_training_reaches_the_maximum(self, data, likelihood):
         x, eigenvalues = data

@@ -76,6 +76,7 @@ def assert_close(sharded, plain):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("how", ["vmap", "map"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_sharded_population_is_the_unsharded_one(layout, how):
@@ -95,6 +96,7 @@ COUPLED = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", COUPLED)
 def test_what_couples_a_batch_couples_it_over_devices(name):
     model, objective = COUPLED[name]
@@ -114,6 +116,7 @@ def collectives(program):
     return Counter(COLLECTIVE.findall(program.as_text()))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("how", ["vmap", "map"])
 @pytest.mark.parametrize("devices", [2, 8])
 def test_runs_exchange_nothing(devices, how):

@@ -123,6 +123,7 @@ def test_pixel_variance_has_a_floor_of_a_tenth_of_a_grey_level():
     np.testing.assert_allclose(np.exp(0.5 * decoded.heads["logvar"]), 0.1 / 255, rtol=0.05)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("posterior_scale", ["logvar", "softplus"])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_gradients_of_the_loss(likelihood, posterior_scale, x64):

@@ -85,6 +85,7 @@ def assert_close(a, b):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), a, b)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", SPECS)
 def test_a_run_starts_as_it_does_alone_to_the_bit(name):
     spec = SPECS[name]
@@ -98,6 +99,7 @@ def test_a_run_starts_as_it_does_alone_to_the_bit(name):
         assert total == sum(int(np.count_nonzero(a)) for a in jax.tree.leaves(expected))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", SPECS)
 def test_a_run_trains_as_it_does_alone(name):
     spec = SPECS[name]
@@ -141,6 +143,7 @@ def test_in_turn_is_together():
     assert_close(ends[0].states.params, ends[1].states.params)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 def test_evaluations_and_pictures_are_those_of_the_run_alone(likelihood):
     model = dataclasses.replace(FULL, likelihood=likelihood, packed=(1, 2, 4, 8))

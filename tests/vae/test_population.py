@@ -159,6 +159,7 @@ def test_every_number_is_swept():
     assert sorted(names + packed) == sorted(field.name for field in dataclasses.fields(HParams))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("spec", "base", "field"), FIELDS, ids=[name for *_, name in FIELDS])
 def test_a_run_in_a_population_is_the_run_alone(spec, base, field):
     runs = [dataclasses.replace(base, **{field: value}) for value in SWEEPS[spec, base][field]]
@@ -319,6 +320,7 @@ class TestDivergence:
                 assert_same_bits(run_of(sick[-1], i), run_of(healthy, i))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("pack", ["vmap", "map"])
 @pytest.mark.parametrize("name", ["adam", "codes", "game", "parts"])
 def test_a_chunk_trains_in_the_memory_of_the_population_that_it_is_given(name, pack):

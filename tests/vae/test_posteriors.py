@@ -33,6 +33,7 @@ from vae.posteriors import POINTS, POSTERIORS
 
 
 class TestShapes:
+    @pytest.mark.sampled
     @pytest.mark.parametrize("name", SPECS)
     def test_of_heads_noise_and_draws(self, name):
         spec, family = SPECS[name], POSTERIORS[name]
@@ -59,6 +60,7 @@ class TestShapes:
         if family.kl is not None:
             assert family.kl(spec, posterior).shape == (D,)
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize("name", SPECS)
     @pytest.mark.parametrize("train", [True, False])
     def test_of_the_terms_of_a_batch(self, name, train):
@@ -224,6 +226,7 @@ class TestPaths:
         ]
         assert min(norms) > 0.1 and len({round(n, 6) for n in norms}) == 3
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize("name", GAUSSIAN)
     def test_each_is_that_of_the_density(self, name, x64):
         spec, heads = SPECS[name], heads_of(SPECS[name])

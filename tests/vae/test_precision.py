@@ -40,6 +40,7 @@ NETS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NETS)
 def test_the_gradient_is_that_of_float32_but_for_roundings(name):
     spec = Spec(NETS[name], batch_size=16)
@@ -86,6 +87,7 @@ def hlo(spec):
     return jax.jit(step).lower(params).as_text(), shapes
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", CHOSEN, ids="-".join)
 def test_sums_are_float32(case):
     """In the whole step nothing is summed, and no product made, into a bfloat16."""
@@ -137,6 +139,7 @@ def test_the_state_stays_float32():
     assert np.all(np.isfinite(after.interval.means["loss"]))
 
 
+@pytest.mark.thorough
 def test_a_short_training_comes_as_far():
     """Digits, four seeds: bfloat16 is to the ELBO what another seed is, and less."""
     digits = data.load("digits", binarization="static")

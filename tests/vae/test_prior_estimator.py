@@ -36,6 +36,7 @@ class TestExpectation:
     probability of 0.4%.
     """
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize("beta", [1.0, 0.7])
     @pytest.mark.parametrize("name", NAMES)
     def test_is_that_of_the_bound(self, name, beta):

@@ -41,6 +41,7 @@ def compiled(spec, runs, data):
     return lowered.compile(COMPILE_FAST | programs.options_of(spec))
 
 
+@pytest.mark.sampled
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="levels of compilation are the CPU's")
 @pytest.mark.parametrize("name", SPECS)
 def test_the_numbers_are_the_same(name):
@@ -53,14 +54,17 @@ def test_the_numbers_are_the_same(name):
     for spec in (plain, dataclasses.replace(plain, remat="layers")):
         program = compiled(spec, runs, data)
         ends.append(program(population(spec, runs), data, jnp.int32(5)))
-    # The same operations; fused in another order, they may be rounded in another order.
+    # The same operations; fused in another order, they may be rounded in another order. A bias
+    # before a normalisation has gradient zero: what is there is the rounding of a sum of 8 × 16
+    # terms of order one, 128 × 6e-8.
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=8e-6),
         (ends[0].states, ends[0].interval),
         (ends[1].states, ends[1].interval),
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="levels of compilation are the CPU's")
 def test_a_deep_net_takes_less_memory():
     data = examples(600, 64)

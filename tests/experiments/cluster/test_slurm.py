@@ -182,8 +182,13 @@ def test_an_array_job_does_what_one_command_does(cluster, tmp_path):
     assert "Nothing to submit." in again and f"Slurm job {number}_" in again
     assert len(submissions.recorded(workdir)) == 1
     # Nor may a plain run come between.
-    await_(lambda: task(workdir).state == "RUNNING" and log(workdir), "a running task", workdir)
+    # While the first task is held in its midst.
+    (first,), _ = submissions.recorded(workdir)[-1].tasks
+    lock = workdir / "populations" / first / ".lock"
+    await_(lambda: lock.exists() and "Slurm job" in lock.read_text(), "a holder", workdir)
+    control("suspend", f"{number}_0")
     assert "in use by another process" in launch.user_error(*launch.SWEEP, workdir=workdir)
+    control("resume", f"{number}_0")
     assert ended(workdir, 2) == [0, 0]
     assert "4 runs in" in look(workdir, status=0) and "4 done" in look(workdir)
 
@@ -262,6 +267,7 @@ def test_stopped_requeued_and_moved_from_a_lost_node_the_results_are_the_same(cl
 # Failed -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_killed_task_fails_and_is_resubmitted_alone(cluster, tmp_path):
     workdir = tmp_path / "results"
     submit(workdir, *OFTEN, "--runs_per_task=2")
@@ -280,6 +286,7 @@ def test_a_killed_task_fails_and_is_resubmitted_alone(cluster, tmp_path):
     assert "4 done" in look(workdir, status=0)
 
 
+@pytest.mark.thorough
 def test_a_cancelled_task_and_one_that_is_refused(cluster, tmp_path):
     workdir = tmp_path / "cancelled"
     control("update", "nodename=n1,n2", "state=drain", "reason=service")
@@ -336,6 +343,7 @@ def test_what_slurm_refuses(cluster, tmp_path, flags, message):
     assert queue.stdout == ""
 
 
+@pytest.mark.thorough
 def test_an_array_of_the_greatest_size(cluster, tmp_path):
     """MaxArraySize is 9 in the test cluster: the largest number of a task is 8."""
     control("update", "nodename=n1,n2", "state=drain", "reason=service")

@@ -31,6 +31,7 @@ def written(workdir):
     return stems
 
 
+@pytest.mark.thorough
 def test_a_sweep_with_a_diverged_and_a_missing_run(tmp_path):
     axes = {"objective.beta": [0.5, 5.0], "model.depth": [1, 2], "seed": [0, 1]}
     workdir = write_workdir(tmp_path / "w", axes, lines=6, diverged=(0,), missing=(7,))

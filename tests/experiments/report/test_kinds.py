@@ -364,6 +364,7 @@ def test_a_run_of_autoencoders_says_so(tmp_path):
 # As drawn.
 
 
+@pytest.mark.thorough
 def test_figures_of_every_kind_are_drawn(tmp_path):
     workdir = write_workdir(tmp_path / "w", POINTS[1:5], lines=3)
     write_report(workdir)

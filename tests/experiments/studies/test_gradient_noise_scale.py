@@ -50,6 +50,7 @@ def test_where_no_gradient_stands_out():
     assert np.isnan(study.estimates(values)[0][2, 1]).all()
 
 
+@pytest.mark.thorough
 def test_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "BIG", 128)
     monkeypatch.setattr(study, "SMALL", 16)

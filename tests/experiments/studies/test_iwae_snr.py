@@ -9,6 +9,7 @@ from experiments.studies.quantity import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCE
 from tests.experiments.studies.test_gaussian_toy import by_hand, float64
 
 
+@pytest.mark.thorough
 def test_ratios_are_those_of_a_program_of_its_own(tmp_path):
     samples, points, draws = 5, 4, 2000
     arguments = {"samples": samples, "groups": 2, "points": points, "seeds": 1}

@@ -26,6 +26,7 @@ def test_means_and_bias_are_the_closed_forms(tmp_path):
     assert np.all(snr[:, 1] > snr[:, 2])
 
 
+@pytest.mark.thorough
 def test_one_sample_and_tests(tmp_path):
     # Rounding alone, of float32.
     assert np.all(run(tmp_path, what="same", samples=1, draws=1)["difference"] < 1e-6)

@@ -14,6 +14,7 @@ from vae.hparams import HParams, stack
 CASE = {"layers": 2, "norm": "none", "scale": "logvar", "steps": 6, "seeds": 2}
 
 
+@pytest.mark.thorough
 def test_a_case_is_what_training_does(tmp_path, monkeypatch):
     # A learning rate at which nothing happens, and one that no float32 survives.
     monkeypatch.setattr(very_deep, "RATES", (1e-4, 1e6))

@@ -68,6 +68,7 @@ def assert_same(one, other):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("pack", ["vmap", "map"])
 @pytest.mark.parametrize("transform", [BITS, Transform(1 / 255)], ids=["dynamic", "grey"])
 def test_training_is_the_same_bit_for_bit(pack, transform, small):
@@ -105,6 +106,7 @@ def test_windows_have_at_least_a_step_and_no_more_than_the_training():
     assert stream.held_bytes(huge, 128, 64, STEPS) == stream.WINDOWS * 128 * 64 * 2**20
 
 
+@pytest.mark.sampled
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 @pytest.mark.parametrize("shape", [(4, 1), (2, 4)])
 def test_on_a_mesh_each_device_has_the_batches_of_its_runs(shape, small):

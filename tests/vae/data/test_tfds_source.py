@@ -48,6 +48,7 @@ CLASS_COUNTS = {
 }
 
 
+@pytest.mark.sampled
 @needs_data
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_real_data(name, monkeypatch):

@@ -78,6 +78,7 @@ SPECS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", SPECS)
 def test_terms_are_symmetric_and_add_up_to_the_hessian(name):
     explicit, found = matrices(SPECS[name])

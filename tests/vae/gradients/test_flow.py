@@ -52,6 +52,7 @@ def close(a, b, rtol=2e-5):
         np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol * scale)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_terms_sum_to_the_gradient_of_every_objective(case):
     spec = spec_of(*case)
@@ -66,6 +67,7 @@ def test_terms_sum_to_the_gradient_of_every_objective(case):
     assert (norms["rate"] > 0) == (case[1] not in (*POINTS, "vq"))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("estimator", ["stl", "dreg"])
 def test_terms_sum_under_other_estimators(estimator):
     spec = spec_of("iwae")
@@ -129,6 +131,7 @@ def test_norms_and_cosines_by_hand():
             assert float(seen.cosines["distortion_rate"][i]) == 0
 
 
+@pytest.mark.thorough
 def test_probes_inside_a_population_are_those_of_the_solo_run():
     spec = spec_of("elbo")
     runs = [HPARAMS.replace(seed=s, beta=b) for s, b in ((0, 0.5), (1, 2.0))]
@@ -146,6 +149,7 @@ def test_the_score_function_has_no_terms():
         flow.term_gradients(spec, TRANSFORM, start(spec), batch_of())
 
 
+@pytest.mark.thorough
 def test_the_change_is_that_of_the_next_step():
     spec = Spec(
         ModelSpec(SHAPE, 2, depth=1, width=4), optimizer=OptimizerSpec("sgd"), batch_size=BATCH
@@ -161,6 +165,7 @@ def test_the_change_is_that_of_the_next_step():
     assert int(new.step) == int(state.step) + 1
 
 
+@pytest.mark.thorough
 def test_looking_does_not_change_the_loss():
     """With gates the loss is the same to the bit, and with all of them open its gradient too."""
     spec = spec_of("iwae", "full", "mixture", "gaussian_pixel")

@@ -42,6 +42,7 @@ def look(spec, names=None, runs=(HPARAMS,), pack="vmap", examples=None):
 
 
 # Of each kind of posterior, coupling and game one.
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("case", "refused"),
     [
@@ -81,6 +82,7 @@ def test_all_that_is_read_has_a_title_in_the_report():
     assert set(reading.scalars) | set(more.scalars) <= set(looks.OF_MODEL)
 
 
+@pytest.mark.thorough
 def test_a_run_is_seen_as_it_is_alone_and_packed_either_way():
     spec = spec_of("elbo")
     runs = [HPARAMS.replace(seed=s, beta=b, free_bits=0.0) for s, b in ((0, 0.5), (7, 2.0))]

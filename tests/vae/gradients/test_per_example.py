@@ -162,6 +162,7 @@ def test_every_objective_is_decided():
     assert decided == {row.loss for row in OBJECTIVES.values()}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", UNCOUPLED)
 def test_the_mean_is_the_batch_gradient(name):
     spec, batch = UNCOUPLED[name], batch_of()
@@ -182,6 +183,7 @@ def both(spec, transform, state, batch):
     return found, layer_norms(gradient(spec, transform, state, batch))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", COUPLED)
 def test_the_mean_is_not_the_batch_gradient(name):
     # So that each reason is one: by hand, because the instrument does not give it away.

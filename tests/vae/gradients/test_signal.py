@@ -124,6 +124,7 @@ def test_two_layers_by_hand():
         )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", SPECS)
 def test_biases_get_the_sum_of_what_comes_back(name):
     """∂(mean loss)/∂b = 1/B Σ ∂ℓ/∂h_pre over examples, samples and places: in every objective."""
@@ -319,6 +320,7 @@ def rates(spec, batch, nets):
 WIDTH, DEPTH, NETS = 64, 5, 300
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "init, activation, rate",
     [
@@ -347,6 +349,7 @@ def test_glorot_counts_both_sides():
     assert factor == pytest.approx(2 * 32 / (64 + 32), rel=4 * math.sqrt(math.expm1(5 / 32) / NETS))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("norm, rate", [("batch", 1.788), ("layer", 1.0)])
 def test_batch_norm_explodes_and_layer_norm_does_not(norm, rate):
     """Yang et al. 2019: 1.788 a layer with batches of 8."""

@@ -54,6 +54,7 @@ def lanczos_values(matrix, num, iterations, dtype=jnp.float64):
 
 
 # Errors of eigenvalues are rounding errors of the norm, times a small power of the size: 1e3 eps.
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("name", SYMMETRIC)
 def test_as_many_iterations_as_dimensions_find_every_eigenvalue(name, dtype):
@@ -68,6 +69,7 @@ def test_as_many_iterations_as_dimensions_find_every_eigenvalue(name, dtype):
     assert found.largest.dtype == dtype
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("name", RECTANGULAR)
 def test_as_many_iterations_as_dimensions_find_every_singular_value(name, dtype):

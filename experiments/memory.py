@@ -1,7 +1,6 @@
 """How much memory a population takes, estimated before anything is built."""
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -87,8 +86,7 @@ def step_flops(spec: Spec) -> float:
     net = NETS[spec.model.net]
     weights = num_params(spec)
     if net.images:  # used at every place of the image that it is moved over
-        patches = sum(layer.patches for part in net.layers(spec.model) for layer in part)
-        weights = patches * max(spec.model.widths)
+        weights += sum(layer.products for part in net.layers(spec.model) for layer in part)
     return 6.0 * weights * spec.batch_size * objectives.num_samples(spec)
 
 
@@ -142,9 +140,10 @@ def _step(spec: Spec, side_by_side: bool) -> _Step:
         return sum(map(inside, layers))
 
     def most(layers: list[Layer]) -> float:
-        # A layer on its way back: gradients in its patches and output, and what is made anew.
+        # A layer on its way back: gradients in its output and in what is made on the way there,
+        # and what is made anew.
         again = inside if model.remat == "layers" else lambda layer: 0
-        return max((size * (a.values + a.patches) + again(a) for a in layers), default=0)
+        return max((size * (a.values + a.patches + a.terms) + again(a) for a in layers), default=0)
 
     inputs = model.num_values * (2 if spec.objective.corruption != "none" else 1)
     # Of each number of a head its logit, the gradient in it, and a term of the likelihood. Of a
@@ -244,13 +243,13 @@ def _hidden_of_samples(spec: ModelSpec, widths: list[int], heads: dict[str, int]
 
 
 def _forward(layers: list[Layer], before: int, after: int) -> int:
-    """Numbers of one example on its way through: a layer's input and output, and its patches.
-
-    Patches twice: XLA turns them for the product.
-    """
-    sizes = [before, *(layer.values for layer in layers if layer.values), after]
-    pairs = max(a + b for a, b in itertools.pairwise(sizes))
-    return pairs + 2 * max((layer.patches for layer in layers), default=0)
+    """Numbers of one example on its way through: of a layer its input, its output and between."""
+    most = before + after if not layers else 0
+    for layer in layers:
+        made = layer.values or after  # the last one may be a head
+        most = max(most, before + made + layer.patches + layer.terms)
+        before = layer.values
+    return max(most, before + after)
 
 
 def _eval_rows(spec: ModelSpec) -> int:
@@ -320,7 +319,9 @@ def _step_bytes(spec: Spec, params: int, sharing: int, side_by_side: bool) -> in
 def _evaluation_bytes(spec: ModelSpec, num_test: int, rows_per_example: int, together: int) -> int:
     """The most of three: one sample of many examples, many samples of few, the pictures."""
     seen = _evaluated(spec)
-    one = min(num_test, eval_batch(spec, 1, together)) * (seen.encoded + seen.decoded)
+    # Of convolutions, what the encoder made is gone before the decoder's largest layer comes.
+    both = max(seen.encoded, seen.decoded) if NETS[spec.net].images else seen.encoded + seen.decoded
+    one = min(num_test, eval_batch(spec, 1, together)) * both
     batch = min(num_test, eval_batch(spec, rows_per_example, together))
     many = batch * (seen.encoded + rows_per_example * seen.sampled)
     pictures = max(min(num_test, gallery.NUM_LATENTS) * seen.encoded, PICTURES * seen.decoded)

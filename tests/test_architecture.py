@@ -22,6 +22,7 @@ LIBRARY = (
     "vae.distributions",
     "vae.matmul",
     "vae.linalg",
+    "vae.conv",
     "vae.nets",
     "vae.flows",
     "vae.family",

@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vae import linalg
+from vae import conv, linalg
 from vae.matmul import dot_general
 from vae.spec import ModelSpec
 
@@ -139,36 +139,29 @@ class DenseLayer(nn.Module):
 
 
 class Conv(nn.Module):
-    """[H, W, C] ↦ [⌈H/stride⌉, ⌈W/stride⌉, features]: a convolution as patches × matrix.
+    """[H, W, C] ↦ [H', W', features]: a convolution and a bias, see `vae.conv`.
 
-    The same function and parameters as `nn.Conv` with padding SAME. Written as a matrix product
-    because a vmap over runs turns convolutions into grouped ones, and because XLA's CPU backend
-    takes its fast path for convolutions in the outermost computation alone, never in a loop:
-    the training loop's weight gradients would be up to a hundred times slower.
+    The same parameters as `nn.Conv`, and with padding SAME the same function.
+
+    way: `same`; `halved`; `doubled`, of the image first made twice as large, and cut to `size`.
     """
 
     spec: ModelSpec
     features: int
     kernel_size: int
-    stride: int
+    way: str = "same"
+    size: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
-        k, stride, channels = self.kernel_size, self.stride, h.shape[-1]
-        shape = (k, k, channels, self.features)
+        k = self.kernel_size
+        shape = (k, k, h.shape[-1], self.features)
         kernel = self.param("kernel", INITIALIZERS[self.spec.init], shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        out = [-(-n // stride) for n in h.shape[:2]]
-        total = [max((m - 1) * stride + k - n, 0) for m, n in zip(out, h.shape[:2], strict=True)]
-        h = jnp.pad(h, [*((t // 2, t - t // 2) for t in total), (0, 0)])
-        rows, columns = ((m - 1) * stride + 1 for m in out)
-        h = _narrow(self.spec, h)
-        patches = [
-            h[i : i + rows : stride, j : j + columns : stride] for i in range(k) for j in range(k)
-        ]
-        matrix = kernel.reshape(-1, self.features)
-        patches = _wide(jnp.concatenate(patches, axis=-1))
-        return _product(self.spec)(patches, matrix) + bias[None, None]
+        # Patches of narrow numbers, widened and narrowed again within the product.
+        h, wide = _narrow(self.spec, h), _product(self.spec)
+        made = conv.WAYS[self.way](h, kernel, lambda a, w: wide(_wide(a), w), self.size)
+        return made + bias[None, None]
 
 
 class ConvLayer(nn.Module):
@@ -187,10 +180,9 @@ class ConvLayer(nn.Module):
     def __call__(self, h: jax.Array, train: bool) -> jax.Array:
         spec = self.spec
         if self.size is None:
-            h = Conv(spec, self.width, 4, 2, name="conv")(h)
+            h = Conv(spec, self.width, 4, "halved", name="conv")(h)
         else:
-            h = jnp.repeat(jnp.repeat(h, 2, axis=0), 2, axis=1)[: self.size[0], : self.size[1]]
-            h = Conv(spec, self.width, 3, 1, name="conv")(h)
+            h = Conv(spec, self.width, 3, "doubled", self.size, name="conv")(h)
         h = Normalize(spec.norm, self.batch_axes, name="norm")(h, train)
         h = Tap(name="pre")(_narrow(spec, h))
         return Tap(name="post")(ACTIVATIONS[spec.activation](h))
@@ -270,16 +262,21 @@ def _conv_decode(spec: ModelSpec, z: jax.Array, train: bool) -> Head:
         h = layer(spec, width, ("batch", "sample"), size, name=f"layer_{i}")(h, train)
 
     def head(name: str, channels: int) -> jax.Array:
-        return Tap(name=f"{name}_post")(Conv(spec, channels, 3, 1, name=name)(h))
+        return Tap(name=f"{name}_post")(Conv(spec, channels, 3, name=name)(h))
 
     return head
 
 
 class Layer(NamedTuple):
-    """What one layer makes of one example, in numbers: its output, and patches of its input."""
+    """What one layer makes of one example, in numbers.
+
+    values: its output. patches, terms, products: see `vae.conv.Cost`.
+    """
 
     values: int
     patches: int = 0
+    terms: int = 0
+    products: int = 0
 
 
 def _mlp_layers(spec: ModelSpec) -> tuple[list[Layer], list[Layer]]:
@@ -290,16 +287,18 @@ def _mlp_layers(spec: ModelSpec) -> tuple[list[Layer], list[Layer]]:
 
 
 def _conv_layers(spec: ModelSpec) -> tuple[list[Layer], list[Layer]]:
-    """A patch is the kernel's area × the channels read, one for every place written: see `Conv`."""
-    areas, widths = [h * w for h, w in conv_sizes(spec)], spec.widths
-    read = [spec.example_shape[-1], *widths]
-    down = [
-        Layer(area * c, 16 * area * r) for area, c, r in zip(areas[1:], widths, read, strict=False)
-    ]
-    up = [Layer(areas[-1] * widths[-1])]  # `project`
+    sizes, widths = conv_sizes(spec), spec.widths
+
+    def layer(way: str, size: tuple[int, int], k: int, read: int, made: int) -> Layer:
+        return Layer(math.prod(size) * made, *conv.cost(way, size, k, read, made))
+
+    reads = (spec.example_shape[-1], *widths)
+    down = [layer("halved", sizes[i + 1], 4, reads[i], widths[i]) for i in range(spec.depth)]
+    up = [Layer(math.prod(sizes[-1]) * widths[-1])]  # `project`
     for i in range(len(widths) - 1, -1, -1):
-        up.append(Layer(areas[i] * widths[max(i - 1, 0)], 9 * areas[i] * widths[i]))
-    return down, [*up, Layer(0, 9 * areas[0] * widths[0])]  # the head's output is the likelihood's
+        up.append(layer("doubled", sizes[i], 3, widths[i], widths[max(i - 1, 0)]))
+    head = layer("same", sizes[0], 3, widths[0], spec.channels)
+    return down, [*up, head._replace(values=0)]  # its output is the likelihood's
 
 
 class Net(NamedTuple):

@@ -88,7 +88,7 @@ def given(images, changes):
         (
             2,
             "map",
-            ("chunk", "gallery"),
+            ("chunk", "iw_bounds"),
             {"data_source": (32, 32, 3), "model_net": "conv", "model_width": 32, "model_depth": 3},
         ),
     ],
@@ -190,14 +190,20 @@ def test_what_saves_memory_is_counted(monkeypatch):
 
 
 def test_the_patches_of_convolutions_are_counted():
-    # 8 × 8 images through 4, 5 and 6 channels and back, by hand: area written × kernel × channels
-    # read. Down by 4 × 4 kernels; up, and to the output, by 3 × 3.
+    # 8 × 8 images through 4, 5 and 6 channels and back, by hand. Down: places × 4 blocks of 4 ×
+    # channels read. Up: places of the small image, one more a side, × 4 pixels × channels read. To
+    # the output: 5 × 5 blocks × 4 products × 4 pixels.
     spec = ModelSpec((8, 8, 1), net="conv", depth=3, width=(4, 5, 6))
-    down = [16 * 16 * 1, 16 * 4 * 4, 16 * 1 * 5]
-    up = [0, 9 * 4 * 6, 9 * 16 * 5, 9 * 64 * 4, 9 * 64 * 4]
-    assert [[layer.patches for layer in part] for part in NETS["conv"].layers(spec)] == [down, up]
+    down = [16 * 16 * 1, 4 * 16 * 4, 1 * 16 * 5]
+    up = [0, 4 * 4 * 6, 9 * 4 * 5, 25 * 4 * 4, 25 * 4 * 4]
+    found = NETS["conv"].layers(spec)
+    # Of those images pixels at an edge are cut off; the sums' products are not kept either.
+    terms = [[0, 0, 0], [0, 3 * 4 * 5, 5 * 4 * 4, 9 * 4 * 4, 400]]
+    patches = [down, [*up[:-1], 0]]
+    assert [[a.terms for a in part] for part in found] == terms
+    assert [[a.patches for a in part] for part in found] == patches
     mlp = ModelSpec((8, 8, 1), depth=2, width=(4, 5))
-    assert NETS["mlp"].layers(mlp) == ([(4, 0), (5, 0)], [(5, 0), (4, 0)])
+    assert NETS["mlp"].layers(mlp) == ([(4, 0, 0, 0), (5, 0, 0, 0)], [(5, 0, 0, 0), (4, 0, 0, 0)])
 
 
 def test_the_data_is_counted_once():

@@ -311,30 +311,6 @@ def test_convolutions_halve_and_double(shape, sizes):
     assert [layer.values for layer in known_up] == [*outputs, 0]
 
 
-@pytest.mark.parametrize(("kernel_size", "stride"), [(4, 2), (3, 1)])
-@pytest.mark.parametrize("shape", [(8, 8, 1), (5, 7, 3), (1, 2, 2)])
-def test_convolution_is_flax_convolution(shape, kernel_size, stride):
-    ours = nets.Conv(ModelSpec(shape), 4, kernel_size, stride)
-    theirs = nn.Conv(4, (kernel_size, kernel_size), (stride, stride))
-    rng = np.random.default_rng(0)
-    kernel = (kernel_size, kernel_size, shape[-1], 4)
-    params = {
-        "kernel": jnp.float32(rng.normal(size=kernel)),
-        "bias": jnp.float32(rng.normal(size=4)),
-    }
-    h = jnp.float32(rng.normal(size=shape))
-
-    def value_and_gradients(layer):
-        def total(params, h):
-            out = layer.apply({"params": params}, h)
-            return jnp.sum(jnp.sin(out)), out
-
-        return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(params, h)
-
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-    jax.tree.map(close, value_and_gradients(ours), value_and_gradients(theirs))
-
-
 def test_a_convolution_sees_the_image_in_place():
     # A change of one corner pixel reaches the corner of the layer's output and no other place.
     spec = ModelSpec((8, 8, 1), 2, "conv", 1, 4, activation="identity")

@@ -5,18 +5,20 @@ import pathlib
 
 import jax
 
+from experiments.devices import here
+
 
 def default_budget() -> int:
     """Bytes that a population may take of a device: of an accelerator's four fifths.
 
-    Of CPU devices, 60% of the host's free memory between them: Python, the compiler and the arrays
-    of the report live there too.
+    Of a CPU 60% of the host's free memory, as Python, the compiler and the arrays of the report
+    live there too: for all its cores together, or for each of the devices that it was told to play.
     """
     device = jax.devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(0.8 * stats["bytes_limit"])
-    return int(0.6 * free_host_memory()) // jax.local_device_count()
+    return int(0.6 * free_host_memory()) // (1 if here().cores else jax.local_device_count())
 
 
 def free_host_memory(root: pathlib.Path = pathlib.Path("/")) -> int:

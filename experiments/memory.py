@@ -54,6 +54,11 @@ class Estimate:
     def total(self) -> int:
         return self.data + self.state + max(self.training, self.evaluation)
 
+    def times(self, devices: int) -> "Estimate":
+        """Of so many devices with as much."""
+        parts = dataclasses.asdict(self)
+        return Estimate(**{name: devices * size for name, size in parts.items()})
+
     def describe(self) -> str:
         parts = dataclasses.asdict(self).items()
         return ", ".join(f"{name} {gib(size)}" for name, size in parts)

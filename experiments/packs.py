@@ -55,7 +55,8 @@ def choose(
     """How the runs of a group go.
 
     Args:
-      asked: `vmap`, `map` or `auto`. trial: measures; None: nothing is to be measured now.
+      asked: `vmap`, `map` or `auto`. num_runs: those of one device. trial: measures; None: nothing
+        is to be measured now.
     """
     if asked != "auto":
         return Choice(asked, "asked for")

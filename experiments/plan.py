@@ -12,7 +12,6 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
@@ -279,8 +278,8 @@ def _pack_group(
     fits = sum(lengths) == len(group)
     largest = max(lengths) if fits else len(group)
     work = devices.Work(largest, spec.batch_size, memory.step_flops(spec))
-    mesh = _mesh(work, flat["mesh.runs"], flat["mesh.data"], there)
-    axes = mesh.shape if mesh else {meshes.RUNS: 1, meshes.DATA: 1}
+    at_hand = there or devices.here()
+    mesh = _mesh(at_hand, work, flat["mesh.runs"], flat["mesh.data"], abstract=there is not None)
     streamed = None
     if flat["data.placement"] == "host":
         seeds = len({run.flat["seed"] for run in group})
@@ -288,7 +287,8 @@ def _pack_group(
 
     def estimate(num_runs: int, pack: str) -> memory.Estimate:
         rows = meshes.padded(num_runs, mesh)
-        return memory.estimate(
+        axes = mesh.shape if mesh else {meshes.RUNS: 1, meshes.DATA: 1}
+        of_device = memory.estimate(
             spec,
             dataset,
             evaluation.train_limit,
@@ -298,7 +298,11 @@ def _pack_group(
             sharing=axes[meshes.DATA],
             streamed=streamed,
         )
+        # The cores of a CPU share its memory.
+        return of_device.times(mesh.size) if mesh and at_hand.cores else of_device
 
+    if at_hand.cores and flat["mesh.runs"] is None and estimate(1, "map").total > budget:
+        mesh = None  # not a run for each core at a time
     per_run = estimate(1, "map")
     if per_run.total > budget:
         raise UserError(
@@ -335,9 +339,10 @@ def _pack_group(
         return try_out(ways, expected)
 
     def choose() -> packs.Choice:
-        # What a trial trains is on one device, and so is its data.
-        can = try_out and mesh is None and streamed is None
-        sizes = num_params, num_steps, len(group)
+        # What a trial trains is here, and so is its data.
+        can = try_out and there is None and streamed is None
+        on_each = -(-len(group) // (mesh.shape[meshes.RUNS] if mesh else 1))
+        sizes = num_params, num_steps, on_each
         return packs.choose(asked, spec, *sizes, trial if can else None)
 
     if not fits:
@@ -351,14 +356,13 @@ def _pack_group(
 
 
 def _mesh(
-    work: devices.Work, runs: int | None, data: int | None, there: devices.Devices | None
+    at_hand: devices.Devices, work: devices.Work, runs: int | None, data: int | None, abstract: bool
 ) -> Mesh | AbstractMesh | None:
     """The mesh for so much work; None where it is a single device."""
-    here = devices.Devices(jax.device_count(), jax.process_count())
-    shape = devices.choose(there or here, work, runs, data)
+    shape = devices.choose(at_hand, work, runs, data)
     if shape == (1, 1):
         return None
-    return AbstractMesh(shape, (meshes.RUNS, meshes.DATA)) if there else meshes.make(*shape)
+    return AbstractMesh(shape, (meshes.RUNS, meshes.DATA)) if abstract else meshes.make(*shape)
 
 
 def _together(rows: int, how: str, mesh: Mesh | None) -> int:

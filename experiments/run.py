@@ -17,7 +17,7 @@ import time
 from absl import flags
 
 from experiments import config as configs
-from experiments import distributed, entry
+from experiments import devices, distributed, entry
 from experiments import sweep as sweeps
 from vae.errors import UserError
 
@@ -101,8 +101,8 @@ def main(overrides: entry.Overrides) -> int:
     workdir = pathlib.Path(_WORKDIR.value or "(no workdir)")
 
     # 2. How to do it, and with whom.
-    if not _DRY_RUN.value:
-        _join()
+    if _DRY_RUN.value or not _join():
+        devices.use_cores()
 
     from experiments import execute, trials
     from experiments import plan as plans
@@ -140,15 +140,18 @@ def main(overrides: entry.Overrides) -> int:
     )
 
 
-def _join() -> None:
-    """Makes this process one of several where it is."""
+def _join() -> bool:
+    """Makes this process one of several where it is; whether it is."""
     given = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     if _DISTRIBUTED.value == "off":
-        return
+        return False
     if _DISTRIBUTED.value == "on" and given == (None, None, None):
         distributed.join_found()
-    elif group := distributed.find(os.environ, *given):
+        return True
+    if group := distributed.find(os.environ, *given):
         distributed.join(group, _TIMEOUT.value)
+        return True
+    return False
 
 
 def enter() -> None:

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
 from experiments import programs
 from experiments.packs import Choice
 from experiments.plan import PopulationPlan
-from vae import writers
+from vae import mesh, writers
 from vae.data import Examples
 from vae.data.cache import cache_dir
 
@@ -75,16 +75,18 @@ class _Way:
 
     def seconds(self) -> float:
         """Of one step and run. It starts anew each time, and leaves nothing on the device."""
-        population = self._init(*self._plan.start())
-        dataset = self._plan.dataset
-        examples = Examples(jnp.asarray(dataset.train), dataset.transform)
+        dataset, on = self._plan.dataset, self._plan.mesh
+        of_runs, everywhere = (mesh.of_runs(on), mesh.everywhere(on)) if on else (None, None)
+        hparams, *rest = self._plan.start()
+        start = mesh.put(hparams, of_runs), *mesh.put(rest, everywhere)
+        examples = Examples(mesh.put(dataset.train, everywhere), dataset.transform)
         steps, best = 1, float("inf")
-        self._chunk(population, examples, jnp.int32(0))
-        population = self._init(*self._plan.start())
+        self._chunk(self._init(*start), examples, mesh.put(np.int32(0), everywhere))
+        population = self._init(*start)
         timed = 0
         while timed < DISPATCHES:
             before = time.perf_counter()
-            population = self._chunk(population, examples, jnp.int32(steps))
+            population = self._chunk(population, examples, mesh.put(np.int32(steps), everywhere))
             jax.block_until_ready(population)
             seconds = time.perf_counter() - before
             best = min(best, seconds / steps)
@@ -104,6 +106,7 @@ def _file(plans: Mapping[str, PopulationPlan]) -> pathlib.Path:
         "runs": {pack: len(plan.runs) for pack, plan in sorted(plans.items())},
         "data": [plan.dataset.train.shape, str(plan.dataset.train.dtype)],
         "transform": repr(plan.dataset.transform),
+        "mesh": dict(plan.mesh.shape) if plan.mesh else {},
         "device": [device.platform, device.device_kind, programs.processor()],
         "jax": jax.__version__,
     }

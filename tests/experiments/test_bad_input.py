@@ -115,6 +115,7 @@ def test_a_workdir_on_a_read_only_disk():
     assert "--workdir: cannot write to /proc/results" in launch.user_error(workdir="/proc/results")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "flags, difference",
     [

@@ -1,8 +1,13 @@
 """The shape of the mesh: what is chosen, and what is refused with which words."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from experiments.devices import SHARED_FROM_FLOPS, Devices, Work, choose
+from tests.experiments.launch import REPOSITORY
 from vae.errors import UserError
 
 LITTLE, MUCH = SHARED_FROM_FLOPS / 2, SHARED_FROM_FLOPS
@@ -27,6 +32,40 @@ LITTLE, MUCH = SHARED_FROM_FLOPS / 2, SHARED_FROM_FLOPS
 )
 def test_one_process_takes_the_devices_that_make_it_faster(count, runs, batch, flops, expected):
     assert choose(Devices(count), Work(runs, batch, flops)) == expected
+
+
+@pytest.mark.parametrize(
+    ("runs", "flops", "asked", "expected"),
+    [
+        (1, LITTLE, {}, (1, 1)),
+        (1, MUCH, {}, (1, 1)),  # its products keep all cores busy
+        (16, LITTLE, {}, (8, 1)),
+        (3, MUCH, {}, (4, 1)),
+        (16, MUCH, {"runs": 1}, (1, 1)),
+        (1, LITTLE, {"data": 2}, (1, 2)),
+    ],
+)
+def test_runs_take_a_core_each_and_share_no_batch(runs, flops, asked, expected):
+    assert choose(Devices(8, cores=True), Work(runs, 128, flops), **asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, [len(os.sched_getaffinity(0)), len(os.sched_getaffinity(0)) > 1]),
+        ({"JAX_NUM_CPU_DEVICES": "3"}, [3, True]),
+        ({"JAX_NUM_CPU_DEVICES": "1"}, [1, False]),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, [5, False]),
+    ],
+    ids=str,
+)
+def test_the_cores_are_devices_unless_the_user_says_how_many(said, expected):
+    code = "from experiments import devices as d; d.use_cores(); print(d.here())"
+    words = [sys.executable, "-c", code]
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    done = subprocess.run(words, env=env | said, cwd=REPOSITORY, capture_output=True, text=True)
+    count, cores = expected
+    assert done.stdout.strip() == str(Devices(count, 1, cores)), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def sixteen(tmp_path_factory):
     return folder / "bad", folder / "good", said
 
 
+@pytest.mark.thorough
 def test_a_nan_in_one_run_of_sixteen_leaves_the_other_fifteen_alone(sixteen):
     bad, good, _ = sixteen
     assert len(launch.rows(bad)) == 16

@@ -77,6 +77,7 @@ def test_a_fold_is_the_run_on_its_arrays(folded, tmp_path):
         assert value == pytest.approx(alone[key], rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_means_are_over_folds(folded):
     results = read_results(folded)
     assert [axis.field for axis in results.axes] == ["objective.beta"]

@@ -347,6 +347,7 @@ def fill(file):
         assert error.errno == errno.ENOSPC
 
 
+@pytest.mark.thorough
 def test_a_disk_that_is_full_for_a_while_ends_nothing(full_disk, tmp_path):
     workdir, shell, make_room = full_disk
     if shell:

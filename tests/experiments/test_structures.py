@@ -150,12 +150,14 @@ def folders(tmp_path_factory):
     return made
 
 
+@pytest.mark.thorough
 def test_the_plan_says_so(folders):
     assert "8 runs in 1 population " in folders["always said"]
     assert "model.depth = 1, 2  (structural: in one program, masked)" in folders["always said"]
     assert "8 runs in 4 populations " in folders["never said"]
 
 
+@pytest.mark.thorough
 def test_the_results_folder_is_that_of_runs_alone(folders):
     one, other = folders["always"], folders["never"]
     found, expected = launch.rows(one), launch.rows(other)
@@ -187,6 +189,7 @@ def test_the_results_folder_is_that_of_runs_alone(folders):
             )
 
 
+@pytest.mark.thorough
 def test_the_same_command_again_finds_it_finished(folders):
     # `auto` now goes by what the folder began with.
     assert "finished earlier" in command(folders["always"], *FLAGS, "--pack_structures=auto")

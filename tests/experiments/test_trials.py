@@ -20,10 +20,8 @@ CONV = {
     "model.latent_dim": 2,
     "train.epochs": None,
     "train.steps": 1000,
-    "mesh.runs": 1,  # the tests have two devices, and a trial is on one
-    "mesh.data": 1,
 }
-AXIS = sweep.axis("seed", range(4))
+AXIS = sweep.axis("seed", range(16))  # two on each of eight devices: one would be alone
 
 
 @pytest.fixture
@@ -76,7 +74,7 @@ def test_what_the_rule_says_stands_within_the_noise(cache, monkeypatch):
 
 
 def test_a_training_that_is_over_soon_is_not_worth_it(cache, monkeypatch):
-    # 1,000 steps of 4 runs, of a millisecond each.
+    # 1,000 steps of 16 runs, of a millisecond each.
     clock = Clock(monkeypatch, vmap=0.0001, map=0.001)
     assert make().why == "by rule: short"
     assert clock.asked == ["map"] and not cache.exists()
@@ -126,6 +124,7 @@ def test_a_resumed_population_goes_on_as_it_began(cache, monkeypatch, tmp_path):
     assert make(packed=[record]).why.startswith("measured")
 
 
+@pytest.mark.thorough
 def test_the_measurement_is_of_the_training_itself(cache, monkeypatch):
     asked = []
     compile_ = programs.compiled

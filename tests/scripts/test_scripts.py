@@ -156,8 +156,10 @@ def test_a_failed_install_says_why_and_is_repeated(machine, output, words):
 
 def test_all_tests_take_all_cores_and_a_choice_of_them_one_process(machine):
     machine.add_python("python3", "3.12")
-    everything = "ran: -m pytest --numprocesses=logical --maxprocesses=8 --dist=loadfile\n"
-    assert machine.run("test.sh").stdout == everything
+    everything = "ran: -m pytest --numprocesses=logical --maxprocesses=8 --dist=loadfile"
+    everything += " --no-loadscope-reorder"
+    assert machine.run("test.sh").stdout == f"{everything}\n"
+    assert machine.run("test.sh", "-m", "thorough").stdout == f"{everything} -m thorough\n"
     assert machine.run("test.sh", "tests/vae").stdout == "ran: -m pytest tests/vae\n"
     # Each process would take the whole accelerator.
     assert machine.run("test.sh", JAX_PLATFORMS="cuda").stdout == "ran: -m pytest\n"

@@ -228,6 +228,7 @@ def moved(tree, direction, rate):
     return jax.tree.map(lambda p, g: p - rate * g, tree, direction)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_a_gradient_step_lowers_the_loss(case):
     # By rate·|g|² to first order: at one of ten rates this is so within a few percent, unless the

@@ -57,6 +57,7 @@ class TestExpectation:
         moves = plain.std(axis=0) > 1e-12
         assert np.max(np.abs(in_standard_errors((gdreg - plain)[:, moves]))) < 4.5
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize("name", NAMES)
     def test_of_the_rest_it_is_dreg(self, name):
         found = of_bound(name)

@@ -157,11 +157,12 @@ class Writer:
         try:
             with _system_errors(path):
                 yield
-        except Exception:
+        except Exception as error:
             # Its threads may still write. What they meet now is of no interest.
             with contextlib.suppress(Exception):
                 self._end_threads()
             self._checkpointer = None
+            self._quieted.__exit__(type(error), error, error.__traceback__)  # its hook stays
             self._settle()
             if jax.process_index() == 0:
                 for left in self._folder.glob(f"{path.name}.orbax-checkpoint-tmp*"):

@@ -1,5 +1,6 @@
 """Submitting: what is refused, what would be submitted, and tasks on this machine."""
 
+import os
 import re
 import signal
 import subprocess
@@ -180,8 +181,13 @@ def test_stopped_while_tasks_run_and_submitted_again(tmp_path):
     flags = (*launch.SWEEP, "--cluster=local", "--checkpoint_seconds=0")
     process = start(workdir, *flags)
     launch.wait_until(process, lambda: launch.checkpoints(workdir))
+    (lock,) = workdir.glob("populations/*/.lock")
+    task = int(re.search(r"process (\d+)", lock.read_text())[1])
+    os.kill(task, signal.SIGSTOP)  # or it might end before the second command has looked
     assert "Nothing to submit" in run(workdir, *flags).stdout  # while the first one runs
     process.send_signal(signal.SIGTERM)
+    time.sleep(1)  # the signal is passed on meanwhile, and waits
+    os.kill(task, signal.SIGCONT)
     done = launch.finish(process)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert "To go on:\n  python -m experiments.submit" in done.stderr

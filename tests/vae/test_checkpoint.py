@@ -231,8 +231,15 @@ def test_a_full_disk_is_an_os_error_and_the_older_ones_stand(folder, error, monk
 
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "save", fail)
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "async_save", fail)
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
     with pytest.raises(OSError, match="No space left") as caught:
         save(folder, 40, tree_of(40))
+    # What the threads of TensorStore meet afterwards is not heard.
+    thread = threading.Thread(target=lambda: sys.unraisablehook("late"))
+    thread.start()
+    thread.join()
+    assert heard == []
     assert caught.value.errno == errno.ENOSPC
     assert checkpoint.restore(folder, tree_of(0))[0] == 30
 
@@ -243,6 +250,7 @@ def test_other_errors_pass_unchanged(folder, monkeypatch):
 
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "save", fail)
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "async_save", fail)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # it stays changed
     with pytest.raises(RuntimeError, match="something else"):
         save(folder, 40, tree_of(40))
 

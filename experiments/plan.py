@@ -277,7 +277,7 @@ def _pack_group(
     lengths = [len(part["runs"]) for part in before]
     fits = sum(lengths) == len(group)
     largest = max(lengths) if fits else len(group)
-    work = devices.Work(largest, spec.batch_size, memory.step_flops(spec))
+    work = devices.Work(largest, spec.batch_size, memory.step_flops(spec), num_steps)
     at_hand = there or devices.here()
     mesh = _mesh(at_hand, work, flat["mesh.runs"], flat["mesh.data"], abstract=there is not None)
     streamed = None

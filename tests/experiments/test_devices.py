@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments.devices import SHARED_FROM_FLOPS, Devices, Work, choose
+from experiments.devices import SHARED_FROM_FLOPS, SPREAD_FROM_FLOPS, Devices, Work, choose
 from tests.experiments.launch import REPOSITORY
 from vae.errors import UserError
 
@@ -46,7 +46,15 @@ def test_one_process_takes_the_devices_that_make_it_faster(count, runs, batch, f
     ],
 )
 def test_runs_take_a_core_each_and_share_no_batch(runs, flops, asked, expected):
-    assert choose(Devices(8, cores=True), Work(runs, 128, flops), **asked) == expected
+    work = Work(runs, 128, flops, steps=10**6)
+    assert choose(Devices(8, cores=True), work, **asked) == expected
+
+
+def test_a_short_training_takes_the_cores_as_one_device():
+    work = Work(10, 128, 1e8, steps=int(SPREAD_FROM_FLOPS / 1e9))
+    assert choose(Devices(8, cores=True), work) == (8, 1)
+    assert choose(Devices(8, cores=True), work._replace(steps=work.steps - 1)) == (1, 1)
+    assert choose(Devices(8, cores=True), work._replace(steps=1), runs=2) == (2, 1)
 
 
 @pytest.mark.parametrize(

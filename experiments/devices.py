@@ -48,6 +48,11 @@ class Work(NamedTuple):
     steps: int = 1
 
 
+def cores() -> int:
+    """Cores that this process may use, and threads of what runs on them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_cores() -> None:
     """Has JAX take each core of the CPU for a device, where it is to compute on one.
 
@@ -61,15 +66,16 @@ def use_cores() -> None:
 
     said = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not said and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", cores())
 
 
 def here() -> Devices:
     """The devices of this process and those that it works with."""
     import jax
 
-    cores = jax.default_backend() == "cpu" and jax.config.jax_num_cpu_devices > 1
-    return Devices(jax.device_count(), jax.process_count(), cores)
+    alone = jax.process_count() == 1
+    played = alone and jax.default_backend() == "cpu" and jax.config.jax_num_cpu_devices > 1
+    return Devices(jax.device_count(), jax.process_count(), cores=played)
 
 
 def choose(

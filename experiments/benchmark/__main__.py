@@ -32,7 +32,8 @@ from experiments.benchmark import (
     structures,
     throughput,
 )
-from experiments.benchmark.measure import Row, Settings, cores, table
+from experiments.benchmark.measure import Row, Settings, table
+from experiments.devices import cores
 from vae import writers
 from vae.errors import UserError
 

@@ -1,7 +1,6 @@
 """A row of the benchmark's table, and the timing of things that are to be compared."""
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -90,11 +89,6 @@ def in_turns(
             function(count)
             seconds[name][turn] = (time.perf_counter() - start) / count
     return seconds
-
-
-def cores() -> int:
-    """Cores that this process may use, and threads of what runs on them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:

@@ -15,7 +15,8 @@ from experiments.benchmark.library import (
     population_plan,
     products_of,
 )
-from experiments.benchmark.measure import Row, Settings, cores, in_turns, ratio, spread
+from experiments.benchmark.measure import Row, Settings, in_turns, ratio, spread
+from experiments.devices import cores
 from experiments.plan import PopulationPlan
 from vae import train
 

@@ -15,7 +15,8 @@ from configs import default, mnist
 from experiments import programs
 from experiments.benchmark.commands import Launch, launch
 from experiments.benchmark.library import Training, mnist_overrides, population_plan
-from experiments.benchmark.measure import Row, Settings, cores, in_turns, ratio
+from experiments.benchmark.measure import Row, Settings, in_turns, ratio
+from experiments.devices import cores
 from experiments.plan import PopulationPlan
 from vae.data import Examples
 

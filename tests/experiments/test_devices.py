@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments.devices import SHARED_FROM_FLOPS, SPREAD_FROM_FLOPS, Devices, Work, choose
+from experiments.devices import SHARED_FROM_FLOPS, SPREAD_FROM_FLOPS, Devices, Work, choose, cores
 from tests.experiments.launch import REPOSITORY
 from vae.errors import UserError
 
@@ -60,7 +60,7 @@ def test_a_short_training_takes_the_cores_as_one_device():
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        ({}, [len(os.sched_getaffinity(0)), len(os.sched_getaffinity(0)) > 1]),
+        ({}, [cores(), cores() > 1]),
         ({"JAX_NUM_CPU_DEVICES": "3"}, [3, True]),
         ({"JAX_NUM_CPU_DEVICES": "1"}, [1, False]),
         ({"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, [5, False]),
@@ -72,8 +72,8 @@ def test_the_cores_are_devices_unless_the_user_says_how_many(said, expected):
     words = [sys.executable, "-c", code]
     env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
     done = subprocess.run(words, env=env | said, cwd=REPOSITORY, capture_output=True, text=True)
-    count, cores = expected
-    assert done.stdout.strip() == str(Devices(count, 1, cores)), done.stderr
+    count, played = expected
+    assert done.stdout.strip() == str(Devices(count, 1, played)), done.stderr
 
 
 @pytest.mark.parametrize(

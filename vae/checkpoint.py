@@ -21,6 +21,7 @@ import pathlib
 import shutil
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,7 +52,6 @@ class Writer:
         self._writing: int | None = None  # the step in flight
         self._contents: dict[str, Any] = {}  # of its description, but for the digest
         self._pieces: digests.Pieces = []  # of it, until their digest is known
-        self._quieted = contextlib.ExitStack()
         self.newest: int | None = None  # the last step that this writer finished
 
     def save(self, step: int, tree: Any, score: float | None = None) -> None:
@@ -80,7 +80,7 @@ class Writer:
         self._pieces = digests.pieces_of(tree)
         path = self._folder / str(step)
         self._writing = step
-        self._quieted.enter_context(_quiet())
+        _quiet()
         with self._cleaning(path):
             if jax.process_count() > 1:
                 # Orbax has all meet before the first one finishes: it finds the parts of all.
@@ -149,7 +149,6 @@ class Writer:
 
     def _settle(self) -> None:
         self._writing, self._pieces = None, []
-        self._quieted.close()
 
     @contextlib.contextmanager
     def _cleaning(self, path: pathlib.Path) -> Iterator[None]:
@@ -157,12 +156,11 @@ class Writer:
         try:
             with _system_errors(path):
                 yield
-        except Exception as error:
+        except Exception:
             # Its threads may still write. What they meet now is of no interest.
             with contextlib.suppress(Exception):
                 self._end_threads()
             self._checkpointer = None
-            self._quieted.__exit__(type(error), error, error.__traceback__)  # its hook stays
             self._settle()
             if jax.process_index() == 0:
                 for left in self._folder.glob(f"{path.name}.orbax-checkpoint-tmp*"):
@@ -278,7 +276,8 @@ def _verified(path: pathlib.Path, like: Any, digest: str) -> Any:
     tree, found = None, None
     try:
         # The handler itself: a Checkpointer would have the processes wait for one that failed.
-        with _quiet(), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        _quiet()
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
             wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
             args = ocp.args.PyTreeRestore(wanted, restore_args=jax.tree.map(arguments, like))
             tree = handler.restore(path, args=args)
@@ -338,7 +337,8 @@ def save_tree(path: pathlib.Path, tree: Any) -> None:
         primary_host=jax.process_index(), active_processes={jax.process_index()}
     )
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    with _quiet(), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+    _quiet()
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         with _system_errors(path):
             checkpointer.save(path, jax.tree.map(np.asarray, tree), force=True)
 
@@ -355,35 +355,31 @@ def _system_errors(path: pathlib.Path) -> Iterator[None]:
         raise
 
 
+def _quiet() -> None:
+    """From now on silences the tracebacks of Orbax's and TensorStore's threads.
+
+    What went wrong is raised too. Those threads go on after a failure, for how long nobody knows:
+    they log the same error again, find Orbax's event loop closed, leave coroutines unawaited, and
+    asyncio finds that when it cleans up. So this is not taken back.
+    """
+    asyncio.log.logger.addFilter(_was_retrieved)
+    logging.get_absl_logger().addFilter(_is_not_of_orbax)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    if getattr(sys.unraisablehook, "func", None) is not _unless_late:
+        sys.unraisablehook = functools.partial(_unless_late, sys.unraisablehook)
+
+
 def _was_retrieved(record: Any) -> bool:
     return "exception was never retrieved" not in record.getMessage()
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the tracebacks of Orbax's and TensorStore's threads: the error is raised too.
+def _is_not_of_orbax(record: Any) -> bool:
+    return record.levelno < logging.converter.STANDARD_ERROR or "orbax" not in record.pathname
 
-    TensorStore's threads go on for a moment after a failure and find Orbax's event loop closed;
-    so on failure their hook stays. What asyncio finds when it cleans up comes at any time.
-    """
-    asyncio.log.logger.addFilter(_was_retrieved)
-    before = sys.unraisablehook
 
-    def hook(what: Any) -> None:
-        if threading.current_thread() is threading.main_thread():
-            before(what)
-
-    def passes(record: Any) -> bool:
-        return record.levelno < logging.converter.STANDARD_ERROR or "orbax" not in record.pathname
-
-    logger = logging.get_absl_logger()
-    logger.addFilter(passes)
-    sys.unraisablehook = hook
-    try:
-        yield
-        sys.unraisablehook = before
-    finally:
-        logger.removeFilter(passes)
+def _unless_late(before: Any, what: Any) -> None:
+    if threading.current_thread() is threading.main_thread():
+        before(what)
 
 
 def restore_tree(path: pathlib.Path, like: Any) -> Any:

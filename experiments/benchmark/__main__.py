@@ -14,12 +14,13 @@ import pathlib
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from absl import app, flags
 
-from experiments import environment
+from experiments import devices, environment
 from experiments.benchmark import (
     commands,
     library,
@@ -33,7 +34,6 @@ from experiments.benchmark import (
     throughput,
 )
 from experiments.benchmark.measure import Row, Settings, table
-from experiments.devices import cores
 from vae import writers
 from vae.errors import UserError
 
@@ -74,8 +74,10 @@ def machine() -> dict[str, Any]:
             found["versions"][name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found["versions"][name] = "not installed"
+    counts = Counter(found["devices"])
+    found["devices"] = [f"{count} × {kind}" for kind, count in counts.items()]
     return found | {
-        "threads": cores(),
+        "threads": devices.cores(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "load_average": os.getloadavg()[0],
     }
@@ -92,6 +94,7 @@ def main(argv: Sequence[str]) -> None:
         if settings.quick:
             raise UserError("--markdown: the numbers of --quick mean nothing. Leave one out.")
         markdown.check(tables)
+    devices.use_cores()  # as the launcher has it
     found = machine()
     print(f"{found['cpu']}, {found['cores']} cores, {', '.join(found['devices'])}")
     print(", ".join(f"{name} {version}" for name, version in found["versions"].items()))

@@ -1,7 +1,8 @@
 """What sharing the work among devices and processes costs, on devices that a CPU plays.
 
-They share its cores, so that nothing gets faster: what is measured is how much longer the same
-work takes when it is split, and what the devices have to exchange, read off the compiled programs.
+They share its cores, so that beyond those nothing gets faster: what is measured is how the time of
+the same work changes when it is split, and what the devices have to exchange, read off the compiled
+programs.
 """
 
 import json

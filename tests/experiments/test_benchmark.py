@@ -203,7 +203,7 @@ def test_throughput_compares_commands_with_processes(monkeypatch):
         return commands.Launch(seconds, 10**9, "")
 
     monkeypatch.setattr(throughput, "launch", launch)
-    monkeypatch.setattr(throughput, "cores", lambda: 2)
+    monkeypatch.setattr(throughput.devices, "cores", lambda: 2)
     *rows, crossover = throughput._commands(QUICK, (1, 3))
     # One process alone; two side by side and then one.
     assert [row.value for row in rows] == [pytest.approx(4 / 6), pytest.approx((5 + 4) / 6)]

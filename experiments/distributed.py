@@ -102,6 +102,11 @@ def join(group: Group, timeout: float) -> None:
     )
 
 
+def on_tpu_slice(environment: Mapping[str, str]) -> bool:
+    """Whether this is one of several hosts of a TPU slice on GKE, which all have to join."""
+    return "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+
+
 def join_found() -> None:
     """The same where JAX knows by itself who the others are: TPU pods, Kubernetes, Open MPI.
 

@@ -18,12 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from experiments import distributed
 from experiments.outcome import Outcome, scalars, write_run
 from experiments.plan import PopulationPlan
-from experiments.programs import Program, Programs, iw_block, population_shapes
+from experiments.programs import (
+    Program,
+    Programs,
+    first_population,
+    iw_block,
+    population_shapes,
+)
 from experiments.progress import Progress
 from experiments.workdir import Workdir
 from vae import checkpoint, data, divergence, gallery, layers, mesh, packed, train, writers
@@ -49,7 +55,7 @@ class DeviceData:
 
     def __init__(self, dataset: data.Dataset, on: Mesh | None = None) -> None:
         self._dataset = dataset
-        self._sharding = mesh.everywhere(on) if on else None
+        self._sharding = mesh.everywhere(on)
         self._examples: dict[Any, Examples] = {}
 
     def training(self) -> Examples:
@@ -165,10 +171,7 @@ class Trainer:
         like = (population_shapes(plan), jax.ShapeDtypeStruct((), np.float64))
         restored = checkpoint.restore(self._folder, like, rows=len(plan.runs))
         if restored is None:
-            hparams, *rest = plan.start()
-            of_runs, everywhere = self._shardings()
-            init = self._program("init", None)
-            return init(mesh.put(hparams, of_runs), *mesh.put(rest, everywhere))
+            return first_population(plan, self._program("init", None))
         step, (population, seconds) = restored
         self._restored_step = step
         self._seconds = float(seconds)
@@ -179,12 +182,7 @@ class Trainer:
         return population if plan.mesh else mesh.put(population, None)
 
     def _scalar(self, value: int) -> jax.Array:
-        return mesh.put(np.int32(value), self._shardings()[1])
-
-    def _shardings(self) -> tuple[NamedSharding | None, NamedSharding | None]:
-        """Of what has an axis of runs, and of what has none; None: on the default device."""
-        on = self._plan.mesh
-        return (mesh.of_runs(on), mesh.everywhere(on)) if on else (None, None)
+        return mesh.put(np.int32(value), mesh.everywhere(self._plan.mesh))
 
     def _save(self, population: train.Population, *, required: bool = False) -> None:
         """Starts a checkpoint, which is written as training goes on.
@@ -407,7 +405,7 @@ class Trainer:
             self._note(f"nll of {self._plan.evaluation.iw_samples} samples, {start}/{count}")
             # The last block is filled up by repeating the last example.
             index = np.minimum(np.arange(start, start + block, dtype=np.int32), count - 1)
-            index = mesh.put(index, self._shardings()[1])
+            index = mesh.put(index, mesh.everywhere(self._plan.mesh))
             part = program(population, examples, self._scalar(SPLITS["test"]), index)
             bounds.append(mesh.fetch(part)[:, : count - start])
         return -np.concatenate(bounds, axis=1).astype(np.float64).mean(axis=1)

@@ -23,12 +23,10 @@ from absl import logging
 
 from experiments import memory
 from experiments.plan import PopulationPlan
-from vae import evaluate, gallery, layers, model, train
+from vae import evaluate, gallery, layers, mesh, model, train
 from vae.data import Examples
 from vae.data.cache import cache_dir
 from vae.gradients import probe
-from vae.mesh import everywhere as replicated
-from vae.mesh import of_runs
 from vae.model import Params
 from vae.spec import Spec
 
@@ -260,10 +258,9 @@ def compile_now(name: str, plan: PopulationPlan) -> Program:
 def _signature(name: str, plan: PopulationPlan) -> tuple[Any, tuple[Any, ...], int]:
     """The jitted function of a program, its arguments or their shapes, its optimisation level."""
     spec, dataset, evaluation = plan.spec, plan.dataset, plan.evaluation
-    start = plan.start()
-    runs, everywhere = (of(plan.mesh) if plan.mesh else None for of in (of_runs, replicated))
+    runs, everywhere = mesh.of_runs(plan.mesh), mesh.everywhere(plan.mesh)
     if name == "init":
-        hparams, *rest = start
+        hparams, *rest = plan.start()
         return train.init, (spec, _on(runs, hparams), *_on(everywhere, rest), plan.mesh), LITTLE
     population = population_shapes(plan)
     step = _on(everywhere, jax.ShapeDtypeStruct((), np.int32))
@@ -296,6 +293,13 @@ def _signature(name: str, plan: PopulationPlan) -> tuple[Any, tuple[Any, ...], i
     rows = population.states.step.shape[0]
     kl = _on(runs, jax.ShapeDtypeStruct((rows, model.num_kls(spec.model)), np.float32))
     return gallery.gallery, (spec.model, plan.pack, population, shown, kl), LITTLE
+
+
+def first_population(plan: PopulationPlan, init: Program) -> train.Population:
+    """A population before its first step, on the plan's mesh, by its program `init`."""
+    hparams, *rest = plan.start()
+    runs, everywhere = mesh.of_runs(plan.mesh), mesh.everywhere(plan.mesh)
+    return init(mesh.put(hparams, runs), *mesh.put(rest, everywhere))
 
 
 def population_shapes(plan: PopulationPlan) -> train.Population:

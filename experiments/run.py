@@ -74,8 +74,8 @@ _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
     "auto",
     ["auto", "on", "off"],
-    "auto: one of several processes where the flags or a Slurm step say so; on: JAX finds out the "
-    "others, as on TPU pods and in Kubernetes; off: alone.",
+    "auto: one of several processes where the flags, a Slurm step or GKE's TPU slice say so; on: "
+    "JAX finds out the others, as on other TPU pods and in Kubernetes; off: alone.",
 )
 _TIMEOUT = flags.DEFINE_float(
     "coordinator_timeout", 120.0, "Seconds in which all processes have to meet.", lower_bound=1
@@ -145,7 +145,8 @@ def _join() -> bool:
     given = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     if _DISTRIBUTED.value == "off":
         return False
-    if _DISTRIBUTED.value == "on" and given == (None, None, None):
+    found = _DISTRIBUTED.value == "on" or distributed.on_tpu_slice(os.environ)
+    if found and given == (None, None, None):
         distributed.join_found()
         return True
     if group := distributed.find(os.environ, *given):

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import config as configs
-from experiments import entry
+from experiments import devices, entry
 from experiments import sweep as sweeps
 from experiments.studies import BUDGETS, STUDIES
 from vae.errors import UserError
@@ -50,6 +50,7 @@ def main(overrides: entry.Overrides) -> int:
         if hasattr(STUDIES[name], "CONFIGS")
     }
 
+    devices.use_cores()
     import jax
 
     from experiments import environment, execute

@@ -76,13 +76,11 @@ class _Way:
     def seconds(self) -> float:
         """Of one step and run. It starts anew each time, and leaves nothing on the device."""
         dataset, on = self._plan.dataset, self._plan.mesh
-        of_runs, everywhere = (mesh.of_runs(on), mesh.everywhere(on)) if on else (None, None)
-        hparams, *rest = self._plan.start()
-        start = mesh.put(hparams, of_runs), *mesh.put(rest, everywhere)
+        everywhere = mesh.everywhere(on)
         examples = Examples(mesh.put(dataset.train, everywhere), dataset.transform)
         steps, best = 1, float("inf")
-        self._chunk(self._init(*start), examples, mesh.put(np.int32(0), everywhere))
-        population = self._init(*start)
+        population = programs.first_population(self._plan, self._init)
+        population = self._chunk(population, examples, mesh.put(np.int32(0), everywhere))
         timed = 0
         while timed < DISPATCHES:
             before = time.perf_counter()

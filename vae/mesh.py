@@ -94,14 +94,14 @@ def spread(batch: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(batch, PartitionSpec(DATA))
 
 
-def of_runs(mesh: Mesh) -> NamedSharding:
-    """Of leaves [R, ...]."""
-    return NamedSharding(mesh, PartitionSpec(RUNS))
+def of_runs(mesh: Mesh | None) -> NamedSharding | None:
+    """How leaves [R, ...] lie; None: on the default device, without a mesh."""
+    return NamedSharding(mesh, PartitionSpec(RUNS)) if mesh else None
 
 
-def everywhere(mesh: Mesh) -> NamedSharding:
-    """Of what each device has whole."""
-    return NamedSharding(mesh, PartitionSpec())
+def everywhere(mesh: Mesh | None) -> NamedSharding | None:
+    """How what each device has whole lies; None: on the default device, without a mesh."""
+    return NamedSharding(mesh, WHOLE) if mesh else None
 
 
 def put(tree: Any, sharding: NamedSharding | None) -> Any:

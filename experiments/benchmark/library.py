@@ -67,29 +67,16 @@ class Training:
     def __init__(self, plan: PopulationPlan) -> None:
         pool = programs.Programs()
         self.program = pool.get("chunk", plan)
-        self.population = first_population(plan, pool)
-        raw = mesh.put(plan.dataset.train, everywhere(plan))
+        self.population = programs.first_population(plan, pool.get("init", plan))
+        self._everywhere = mesh.everywhere(plan.mesh)
+        raw = mesh.put(plan.dataset.train, self._everywhere)
         self.examples = Examples(raw, plan.dataset.transform)
-        self._everywhere = everywhere(plan)
         pool.close()
 
     def __call__(self, num_steps: int) -> None:
         steps = mesh.put(np.int32(num_steps), self._everywhere)
         self.population = self.program(self.population, self.examples, steps)
         jax.block_until_ready(self.population)
-
-
-def first_population(plan: PopulationPlan, pool: programs.Programs) -> train.Population:
-    """The population of a plan before its first step, on its devices."""
-    hparams, *rest = plan.start()
-    of_runs = mesh.of_runs(plan.mesh) if plan.mesh else None
-    init = pool.get("init", plan)
-    return init(mesh.put(hparams, of_runs), *mesh.put(rest, everywhere(plan)))
-
-
-def everywhere(plan: PopulationPlan) -> Any:
-    """How what all devices of a plan have lies on them; None: on the default one."""
-    return mesh.everywhere(plan.mesh) if plan.mesh else None
 
 
 def step(settings: Settings) -> list[Row]:

@@ -1,10 +1,13 @@
 """Runs the real command, as a user does, in a process of its own, and reads what it left."""
 
+import contextlib
 import csv
+import errno
 import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -117,6 +120,44 @@ def checkpoints(workdir):
     """The steps of the finished checkpoints of all populations, ascending."""
     folders = workdir.glob("populations/*/checkpoints/*/")
     return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
+
+
+def half_written(workdir):
+    """What a write in flight, or an interrupted one, has of checkpoints."""
+    return list(workdir.glob("populations/*/checkpoints/*tmp*"))
+
+
+@contextlib.contextmanager
+def full_disk(folder):
+    """A folder for results, what makes its disk full for a process, and what makes room.
+
+    A small disk of its own where that may be mounted; else a limit on the size of each file.
+    """
+    disk = folder / "disk"
+    disk.mkdir()
+
+    def mount(*options):
+        words = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(disk)]
+        return subprocess.run(words, capture_output=True).returncode == 0
+
+    if shutil.which("mount") and mount("size=1m"):
+        (disk / "ballast").write_bytes(bytes(900 * 1024))
+        try:
+            yield disk / "results", "", lambda: mount("remount", "size=32m")
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+    else:
+        yield disk / "results", "ulimit -f 4", lambda: True
+
+
+def fill(file):
+    """Writes a file until the disk is full."""
+    try:
+        with file.open("wb", buffering=0) as ballast:
+            while True:
+                ballast.write(bytes(4096))
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
 
 
 def params(workdir, run_id):

@@ -46,6 +46,12 @@ def test_a_slurm_step_says_who_they_are():
     assert find(SLURM, "h:1", 3, 2) == Group("h:1", 3, 2)
 
 
+def test_gke_tells_the_hosts_of_a_tpu_slice():
+    assert distributed.on_tpu_slice({"TPU_WORKER_HOSTNAMES": "a-0,a-1"})
+    assert not distributed.on_tpu_slice({"TPU_WORKER_HOSTNAMES": "localhost"})
+    assert not distributed.on_tpu_slice({})
+
+
 @pytest.mark.parametrize(
     ("hosts", "first"),
     [
@@ -226,6 +232,53 @@ def test_a_process_that_is_gone_ends_the_other_with_a_reason(tmp_path):
     assert done[0].returncode == 1
     assert "error: process 0 of 2 stopped" in done[0].stderr
     assert "*** Check failure" not in done[0].stderr
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_killed_while_a_checkpoint_is_written_they_go_on_to_the_same_end(
+    number, tmp_path, one_process
+):
+    flags = (*launch.SWEEP, "--checkpoint_seconds=0")
+    processes = start(tmp_path, *flags)
+    launch.wait_until(
+        processes[0],
+        lambda: (
+            max(launch.checkpoints(tmp_path), default=0) >= 50 and launch.half_written(tmp_path)
+        ),
+    )
+    processes[number].kill()
+    done = finish(processes)
+    other = done[1 - number]
+    assert done[number].returncode == -signal.SIGKILL
+    assert other.returncode == 1, other
+    assert f"error: process {1 - number} of 2 stopped" in other.stderr
+    assert not (tmp_path / "results.csv").exists()
+    done = finish(start(tmp_path, *flags))
+    assert [d.returncode for d in done] == [0, 0], done
+    assert launch.everything(tmp_path) == launch.everything(one_process)
+
+
+@pytest.mark.thorough
+def test_a_full_disk_ends_both_and_with_room_they_go_on_to_the_same_end(tmp_path, one_process):
+    flags = (*launch.SWEEP, "--checkpoint_seconds=0")
+    with launch.full_disk(tmp_path) as (workdir, shell, make_room):
+        if shell:
+            pytest.skip("no disk can be mounted here: needs root")
+        make_room()
+        processes = start(workdir, *flags)
+        launch.wait_until(processes[0], lambda: launch.checkpoints(workdir))
+        launch.fill(workdir.parent / "filler")
+        done = finish(processes)
+        assert [d.returncode for d in done] == [1, 1], done
+        assert any("No space left on device. Nothing that was written" in d.stderr for d in done)
+        for process in done:
+            assert "Traceback" not in process.stderr
+            assert process.stderr.rstrip().splitlines()[-1].startswith("error: ")
+        (workdir.parent / "filler").unlink()
+        done = finish(start(workdir, *flags))
+        assert [d.returncode for d in done] == [0, 0], done
+        assert launch.everything(workdir) == launch.everything(one_process)
 
 
 def test_processes_that_do_not_meet_say_so(tmp_path):

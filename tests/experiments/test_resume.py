@@ -1,7 +1,6 @@
 """A sweep that was killed, stopped or damaged ends as if nothing had happened, bit for bit."""
 
 import dataclasses
-import errno
 import functools
 import json
 import os
@@ -33,10 +32,6 @@ def folder(workdir):
     """Where the one population of the sweep has its checkpoints."""
     (found,) = workdir.glob("populations/*/checkpoints")
     return found
-
-
-def half_written(workdir):
-    return list(workdir.glob("populations/*/checkpoints/*tmp*"))
 
 
 def interrupt(workdir, happened, number):
@@ -74,7 +69,7 @@ def battered(tmp_path_factory):
     # 3. While a later one is being written.
     enough = newest() + 3 * EVERY
     said["writing"] = interrupt(
-        workdir, lambda: newest() >= enough and half_written(workdir), signal.SIGKILL
+        workdir, lambda: newest() >= enough and launch.half_written(workdir), signal.SIGKILL
     )
     said["writing", "newest"] = newest()
     # 4. Ctrl-C.
@@ -179,23 +174,8 @@ def assert_readable(workdir):
 
 @pytest.fixture
 def full_disk(tmp_path):
-    """A folder, what makes its disk full for a process, and a function that makes room.
-
-    A small disk of its own where that may be mounted; else a limit on the size of each file.
-    """
-    disk = tmp_path / "disk"
-    disk.mkdir()
-
-    def mount(*options):
-        words = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(disk)]
-        return subprocess.run(words, capture_output=True).returncode == 0
-
-    if shutil.which("mount") and mount("size=1m"):
-        (disk / "ballast").write_bytes(bytes(900 * 1024))
-        yield disk / "results", "", lambda: mount("remount", "size=32m")
-        subprocess.run(["umount", str(disk)], check=True)
-    else:
-        yield disk / "results", "ulimit -f 4", lambda: True
+    with launch.full_disk(tmp_path) as found:
+        yield found
 
 
 @pytest.mark.thorough
@@ -243,7 +223,7 @@ def killed_after(workdir, seconds):
     process.communicate()
     if list(workdir.glob("runs/*/result.json")) or list(workdir.glob("runs/*/gallery.npz")):
         return "results"
-    if half_written(workdir):
+    if launch.half_written(workdir):
         return "checkpoint"
     return "training" if launch.checkpoints(workdir) else "compiling"
 
@@ -337,16 +317,6 @@ def test_a_signal_ends_a_report_and_the_next_command_makes_it(tmp_path):
     assert (workdir / "report.html").exists()
 
 
-def fill(file):
-    """Writes a file until the disk is full."""
-    try:
-        with file.open("wb", buffering=0) as ballast:
-            while True:
-                ballast.write(bytes(4096))
-    except OSError as error:
-        assert error.errno == errno.ENOSPC
-
-
 @pytest.mark.thorough
 def test_a_disk_that_is_full_for_a_while_ends_nothing(full_disk, tmp_path):
     workdir, shell, make_room = full_disk
@@ -355,7 +325,7 @@ def test_a_disk_that_is_full_for_a_while_ends_nothing(full_disk, tmp_path):
     make_room()
     process, said = logged(tmp_path, workdir, *LONG)
     launch.wait_until(process, lambda: launch.checkpoints(workdir))
-    fill(workdir.parent / "filler")
+    launch.fill(workdir.parent / "filler")
     launch.wait_until(process, lambda: said().count("Could not write") >= 3)
     os.unlink(workdir.parent / "filler")
     assert process.wait(300) == 0, said()

@@ -1,6 +1,7 @@
 """Latent dimensions and depths in one program: when, and what it leaves in the results folder."""
 
 import json
+import signal
 import subprocess
 
 import jax
@@ -130,13 +131,22 @@ FLAGS = (
 )
 
 
-def command(workdir, *flags):
-    """As `launch.run`, of a command that leaves depth and latent dimension to the sweep."""
+def start(workdir, *flags):
+    """As `launch.start`, of a command that leaves depth and latent dimension to the sweep."""
     swept = ("--config.model.depth", "--config.model.latent_dim")
-    words = [w for w in launch.command(workdir, *flags) if not w.startswith(swept)]
-    done = subprocess.run(
-        words, cwd=launch.REPOSITORY, env=launch.environment(), capture_output=True, text=True
+    return subprocess.Popen(
+        [w for w in launch.command(workdir, *flags) if not w.startswith(swept)],
+        cwd=launch.REPOSITORY,
+        env=launch.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+
+
+def command(workdir, *flags):
+    """What such a command prints, run to its end."""
+    done = launch.finish(start(workdir, *flags))
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -195,3 +205,20 @@ def test_the_same_command_again_finds_it_finished(folders):
     assert "finished earlier" in command(folders["always"], *FLAGS, "--pack_structures=auto")
     (record,) = json.loads((folders["always"] / "populations.json").read_text())
     assert len(record["runs"]) == 8
+
+
+@pytest.mark.thorough
+def test_killed_while_a_checkpoint_is_written_it_goes_on_to_the_same_end(folders, tmp_path):
+    flags = (*FLAGS, "--pack_structures=always", "--checkpoint_seconds=0")
+    process = start(tmp_path, *flags)
+    launch.wait_until(
+        process,
+        lambda: (
+            max(launch.checkpoints(tmp_path), default=0) >= 50 and launch.half_written(tmp_path)
+        ),
+    )
+    process.kill()
+    assert launch.finish(process).returncode == -signal.SIGKILL
+    assert not (tmp_path / "results.csv").exists()
+    command(tmp_path, *flags)
+    assert launch.everything(tmp_path) == launch.everything(folders["always"])

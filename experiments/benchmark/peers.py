@@ -77,6 +77,8 @@ def _compare(name: str, size: Size, settings: Settings) -> list[Row]:
     loops, missing = contenders(plan)
     if plan.spec.model.net == "mlp":
         loops["products"] = products_of(plan)
+        if "PyTorch" in loops:
+            loops[THEIRS] = pytorch.products_alone(plan.spec.model, plan.spec.batch_size)
     seconds = in_turns(loops, size.steps, settings.pick(5, 2))
     where = f"batch {plan.spec.batch_size}, float32, {cores()} threads each"
     if jax.default_backend() != "cpu":
@@ -102,9 +104,13 @@ def _compare(name: str, size: Size, settings: Settings) -> list[Row]:
             if loop != "products":
                 what = f"{name}: {loop} / matrix products"
                 found = ratio(seconds[loop], seconds["products"])
-                note = f"the floor; products at {speed:.0f} GFLOP/s"
+                note = f"the floor; products at {speed:.0f} GFLOP/s" if loop != THEIRS else ""
                 rows.append(Row("peers", what, **found, unit="ratio", note=note))
     return rows
+
+
+# The same products by the library that PyTorch takes: how much of a ratio is the two libraries'.
+THEIRS = "PyTorch's products"
 
 
 # By the name in the table; those of the extra [bench] with the package that must be there.

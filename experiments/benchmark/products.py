@@ -4,6 +4,7 @@ What a step costs at least: whatever else it does comes on top.
 """
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,43 +48,54 @@ def flops(
     return 2 * batch_size * (encoded + samples * decoded)
 
 
-def loop(weights: Weights, x: jax.Array, num_steps: jax.Array, samples: int = 1) -> tuple:
-    """The products of `num_steps` steps on one batch x [B, D], in a loop like that of training.
+def once(weights: Any, x: Any, samples: int = 1) -> tuple:
+    """The products of one step on a batch x [B, D]; arrays of JAX or PyTorch's tensors.
 
-    With K samples the decoder's have K times as many rows.
+    With K samples, of JAX alone, the decoder's have K times as many rows.
 
-    Each product feeds another or is carried out of the loop, and takes operands that no other
-    product of its kind has, so that XLA can neither drop nor merge any. The barrier ties the
-    operands to the step, without which the loop's products would be moved in front of it.
+    Returns:
+      The gradients of the weights, and what no other product reads: each feeds another or is
+      returned, and takes operands that no other of its kind has, so that XLA can neither drop nor
+      merge any.
     """
     encoder, w_mean, w_scale, decoder = weights
+    # 1. Forward.
+    encoded = [x]
+    for w in encoder:
+        encoded.append(encoded[-1] @ w)
+    h = encoded[-1]
+    mean, scale = h @ w_mean, h @ w_scale
+    decoded = [mean if samples == 1 else jnp.repeat(mean, samples, axis=0)]
+    for w in decoder:
+        decoded.append(decoded[-1] @ w)
+    # 2. Backward: the gradients of the weights, and those of the activations.
+    g, of_decoder = decoded[-1], []
+    for a, w in zip(decoded[-2::-1], decoder[::-1], strict=True):
+        of_decoder.append(a.T @ g)
+        g = g @ w.T
+    if samples > 1:
+        g = g.reshape(len(mean), samples, -1).sum(axis=1)
+    g_mean, g_scale = h.T @ g, h.T @ scale
+    g, g_h_scale = g @ w_mean.T, scale @ w_scale.T
+    of_encoder = [encoded[-2].T @ g]
+    for a, w in zip(encoded[-3::-1], encoder[:0:-1], strict=True):
+        g = g @ w.T
+        of_encoder.append(a.T @ g)
+    return (tuple(of_encoder[::-1]), g_mean, g_scale, tuple(of_decoder[::-1])), g_h_scale
+
+
+def loop(weights: Weights, x: jax.Array, num_steps: jax.Array, samples: int = 1) -> tuple:
+    """`once` for `num_steps` steps, in a loop like that of training.
+
+    The barrier ties the operands to the step, without which the loop's products would be moved in
+    front of it.
+    """
 
     def body(i, results):
         del results
         x_i, _ = jax.lax.optimization_barrier((x, i))
-        # 1. Forward.
-        encoded = [x_i]
-        for w in encoder:
-            encoded.append(encoded[-1] @ w)
-        h = encoded[-1]
-        mean, scale = h @ w_mean, h @ w_scale
-        decoded = [jnp.repeat(mean, samples, axis=0)]
-        for w in decoder:
-            decoded.append(decoded[-1] @ w)
-        # 2. Backward: the gradients of the weights, and those of the activations.
-        g, of_decoder = decoded[-1], []
-        for a, w in zip(decoded[-2::-1], decoder[::-1], strict=True):
-            of_decoder.append(a.T @ g)
-            g = g @ w.T
-        g = g.reshape(len(mean), samples, -1).sum(axis=1)
-        g_mean, g_scale = h.T @ g, h.T @ scale
-        g, g_h_scale = g @ w_mean.T, scale @ w_scale.T
-        of_encoder = [encoded[-2].T @ g]
-        for a, w in zip(encoded[-3::-1], encoder[:0:-1], strict=True):
-            g = g @ w.T
-            of_encoder.append(a.T @ g)
-        return (tuple(of_encoder[::-1]), g_mean, g_scale, tuple(of_decoder[::-1])), g_h_scale
+        return once(weights, x_i, samples)
 
-    hidden = jnp.zeros((x.shape[0], w_mean.shape[0]), jnp.float32)
+    hidden = jnp.zeros((x.shape[0], weights[1].shape[0]), jnp.float32)
     start = (jax.tree.map(jnp.zeros_like, weights), hidden)
     return jax.lax.fori_loop(0, num_steps, body, start)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments.benchmark import products
 from vae.model import Params
 from vae.nets import conv_sizes
 from vae.spec import ModelSpec
@@ -178,6 +179,24 @@ def plain_loop(
             value.backward()
             optimizer.step()
         value.item()
+
+    return run
+
+
+def products_alone(spec: ModelSpec, batch_size: int) -> Callable[[int], None]:
+    """n times the matrix products of an MLP's step, by the library that PyTorch takes."""
+    import torch
+
+    weights = jax.tree.map(
+        lambda array: torch.tensor(np.asarray(array), device=device()),
+        products.weights(spec.num_values, spec.widths, spec.latent_dim),
+    )
+    x = (torch.rand(batch_size, spec.num_values, device=device()) < 0.13).float()
+
+    def run(num_steps: int) -> None:
+        for _ in range(num_steps):
+            *_, last = products.once(weights, x)
+        last[0, 0].item()
 
     return run
 

@@ -9,7 +9,7 @@ import pytest
 
 from configs import default
 from experiments.benchmark import __main__ as main
-from experiments.benchmark import flax_loop, peers, pytorch
+from experiments.benchmark import flax_loop, peers, products, pytorch
 from experiments.benchmark.library import population_plan
 from experiments.benchmark.measure import Settings, table
 from vae import data, model
@@ -106,6 +106,24 @@ def test_pythae_minimises_the_same(name, monkeypatch):
     loss = built({"data": pytorch.images(spec, x)}).loss
     # It takes logarithms of rounded probabilities.
     np.testing.assert_allclose(loss.item(), expected, rtol=1e-5)
+
+
+def test_the_products_alone_are_the_same_by_pytorch():
+    installed("torch")
+    import torch
+
+    weights = products.weights(12, (7, 6), 3)
+    x = np.random.default_rng(0).normal(size=(5, 12)).astype(np.float32)
+    found = products.once(
+        jax.tree.map(lambda w: torch.tensor(np.asarray(w)), weights), torch.tensor(x)
+    )
+    expected = products.once(weights, x)
+    # Sums of up to 12 terms of float32, of values from 1e-10 on.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(b).max()),
+        jax.tree.map(np.asarray, found),
+        jax.tree.map(np.asarray, expected),
+    )
 
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch):

@@ -268,6 +268,9 @@ def _pack_group(
         structure |= {name: sorted({of[name] for of in flats}) for name in names}
         latents = tuple(structure["model.latent_dim"])
         spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, packed=latents))
+    # Of the population, not the run: a sweep over 0 and other values is one program.
+    decays = any(of["optimizer.weight_decay"] for of in flats)
+    spec = dataclasses.replace(spec, optimizer=dataclasses.replace(spec.optimizer, decays=decays))
     num_steps = specs.steps_of(flat, dataset)
     evaluation = specs.eval_plan(flat, dataset, num_steps)
     probes = specs.probe_plan(flat, spec, dataset, num_steps)

@@ -87,7 +87,7 @@ def spec_of(flat: Mapping[str, Any], dataset: data.Dataset) -> Spec:
             free_bits_groups=flat["objective.free_bits_groups"] or 0,
         ),
         optimizer=OptimizerSpec(
-            **_of(OptimizerSpec, "optimizer", flat, "plateau_window", "ema", "skip"),
+            **_of(OptimizerSpec, "optimizer", flat, "plateau_window", "ema", "skip", "decays"),
             plateau_window=flat["optimizer.plateau_window"] or _steps_per_epoch(flat, dataset),
             ema=flat["optimizer.ema_decay"] is not None,
             skip=flat["optimizer.skip_norm"] is not None,

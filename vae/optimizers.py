@@ -1,5 +1,6 @@
 """Any optax optimiser by name, its numbers traced, so that they vmap over runs."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,8 @@ def make(spec: OptimizerSpec, hparams: HParams) -> optax.GradientTransformationE
     Args:
       hparams: traced or plain scalars. The result closes over them: build it inside the step.
     """
-    decay = optax.add_decayed_weights(hparams.weight_decay)
+    # Either has an empty state: a checkpoint of the one is one of the other.
+    decay = optax.add_decayed_weights(hparams.weight_decay) if spec.decays else optax.identity()
     direction = OPTIMIZERS[spec.name](hparams)
     stages = [direction, decay] if spec.name == "adamw" else [decay, direction]
     if spec.schedule == "plateau":
@@ -62,9 +64,10 @@ def make(spec: OptimizerSpec, hparams: HParams) -> optax.GradientTransformationE
     return optax.with_extra_args_support(optax.chain(*stages))
 
 
-def _adversarial(hparams: HParams) -> HParams:
-    """The numbers of the discriminator's optimiser: its own decay of the gradient's average."""
-    return hparams.replace(b1=hparams.discriminator_b1, weight_decay=jnp.zeros(()))
+def _adversarial(spec: OptimizerSpec, hparams: HParams) -> optax.GradientTransformationExtraArgs:
+    """The discriminator's: with its own decay of the gradient's average, and none of weights."""
+    own = hparams.replace(b1=hparams.discriminator_b1)
+    return make(dataclasses.replace(spec, decays=False), own)
 
 
 def _transformation(
@@ -79,8 +82,9 @@ def _transformation(
     if not parts:
         return make(spec, hparams)
     labels = {part: parts.get(part, "vae") for part in params}
-    own = {"discriminator": _adversarial(hparams)}
-    of = {label: make(spec, own.get(label, hparams)) for label in dict.fromkeys(labels.values())}
+    of = {label: make(spec, hparams) for label in dict.fromkeys(labels.values())}
+    if "discriminator" in of:
+        of["discriminator"] = _adversarial(spec, hparams)
     return optax.partition(of, labels)
 
 

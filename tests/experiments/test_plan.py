@@ -111,6 +111,12 @@ def test_an_average_of_parameters_is_structural_and_its_decay_is_not():
     assert [h.ema_decay for h in with_average.hparams()] == [0.9, 0.99]
 
 
+@pytest.mark.parametrize(("values", "decays"), [([0.0], False), ([0.0, 1e-4], True)])
+def test_weights_decay_where_any_run_asks_for_it(values, decays):
+    (population,) = make(sweep.axis("optimizer.weight_decay", values)).populations
+    assert population.spec.optimizer.decays == decays
+
+
 def test_no_clipping_is_a_bound_that_nothing_exceeds():
     (population,) = make(sweep.axis("optimizer.clip_norm", [None, 1.0])).populations
     assert [h.clip_norm for h in population.hparams()] == [math.inf, 1.0]

@@ -51,6 +51,17 @@ def test_every_optimizer_is_tested():
 
 
 @pytest.mark.parametrize("name", REFERENCES)
+def test_a_decay_of_zero_that_is_not_read_gives_the_same_bits_and_state(name):
+    read, unread = (OptimizerSpec(name, decays=decays) for decays in (True, False))
+    hparams = HPARAMS.replace(weight_decay=0.0)
+    found = [jax.jit(traced_run, static_argnums=(0, 2))(s, hparams, 20) for s in (read, unread)]
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    # So that a checkpoint of the one is one of the other.
+    states = [optimizers.init(s, hparams, START) for s in (read, unread)]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+
+
+@pytest.mark.parametrize("name", REFERENCES)
 def test_traced_numbers_give_what_optax_gives_with_constants(name):
     optimizer = REFERENCES[name]
 

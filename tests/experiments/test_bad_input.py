@@ -165,7 +165,7 @@ def test_two_processes_on_one_workdir_and_a_stop_by_sigterm(tmp_path):
     assert first.poll() is None
     seen = launch.checkpoints(tmp_path / "results")[-1]
     first.send_signal(signal.SIGTERM)
-    done = launch.finish(first, timeout=60)
+    done = launch.finish(first)
     assert done.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in done.stderr
     assert "Stopped by SIGTERM; all is saved. To go on:\n  python -m experiments.run" in done.stderr

@@ -299,7 +299,7 @@ def test_a_signal_is_heard_while_programs_compile(tmp_path):
     process.send_signal(signal.SIGUSR1)
     done = launch.finish(process)
     assert done.returncode == 128 + signal.SIGUSR1, done.stderr
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30  # a second; the rest is for a busy machine
     assert launch.checkpoints(workdir) == []
 
 

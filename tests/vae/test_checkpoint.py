@@ -426,7 +426,7 @@ def start(devices, folder, *jobs, processes=1, index=0, port=0):
 
 def finish(process):
     """What it printed of its restored checkpoints."""
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     return [line for line in stdout.splitlines() if not line.startswith("[Gloo]")]
 

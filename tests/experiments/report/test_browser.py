@@ -53,7 +53,7 @@ def open_offline(path, profile) -> tuple[str, list[str]]:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     dom = re.sub(r"<script.*?</script>", "", done.stdout, flags=re.DOTALL)
@@ -108,7 +108,7 @@ def browser(path, profile):
         def call(where: str, body: dict | None, method: str = "POST"):
             data = None if body is None else json.dumps(body).encode()
             request = urllib.request.Request(f"{address}{where}", data, method=method)
-            with _OPENER.open(request, timeout=60) as answer:
+            with _OPENER.open(request, timeout=240) as answer:
                 return json.loads(answer.read())["value"]
 
         options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}"]}
@@ -120,7 +120,7 @@ def browser(path, profile):
         call(f"/{session}", None, "DELETE")
     finally:
         driver.terminate()
-        driver.wait(timeout=20)
+        driver.wait(timeout=60)
         driver.stdout.close()
 
 

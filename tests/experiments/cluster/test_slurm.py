@@ -36,7 +36,9 @@ def script(action, folder):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """The running cluster's folder, with the environment set so that Slurm's commands find it."""
-    missing = [n for n in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(n)]
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # as scripts/slurm_test_cluster.sh has it
+    programs = ("munged", "slurmctld", "slurmd", "sbatch")
+    missing = [name for name in programs if not shutil.which(name, path=path)]
     if missing:
         pytest.skip(f"no Slurm here ({', '.join(missing)} not found): needs slurm-wlm and munge")
     if os.geteuid() != 0:

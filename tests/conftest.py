@@ -3,6 +3,7 @@
 `JAX_PLATFORMS=cuda pytest ...` runs the tests on a GPU instead.
 """
 
+import collections
 import hashlib
 import os
 import platform
@@ -71,14 +72,15 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what `-m` says
 def pytest_collection_modifyitems(items):
-    """Of a test marked `sampled`, all cases but the first that was asked for are `thorough`."""
-    seen = set()
+    """Of a test marked `sampled(n)`, all cases but the first n asked for are `thorough`."""
+    seen = collections.Counter()
     for item in items:
-        if item.get_closest_marker("sampled"):
+        if marker := item.get_closest_marker("sampled"):
+            (count,) = marker.args or (1,)
             function = item.nodeid.partition("[")[0]
-            if function in seen:
+            if seen[function] >= count:
                 item.add_marker("thorough")
-            seen.add(function)
+            seen[function] += 1
 
 
 @pytest.fixture(scope="session", autouse=True)

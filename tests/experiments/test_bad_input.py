@@ -137,6 +137,7 @@ def test_a_workdir_of_another_config(flags, difference):
     assert {f for f in before if before[f] != after[f]} <= {lock}
 
 
+@pytest.mark.thorough
 def test_data_that_changed_since_the_runs_began(tmp_path):
     rng = np.random.default_rng(0)
 

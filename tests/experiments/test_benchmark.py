@@ -145,6 +145,7 @@ def test_compiling_is_timed_program_by_program():
     assert {"init", "chunk", "iw_bounds"} <= seconds.keys() and all(seconds.values())
 
 
+@pytest.mark.thorough
 def test_a_real_launch_reaches_its_first_step(tmp_path):
     arguments = [f"--config={commands.default.__file__}", "--noreport", f"--workdir={tmp_path}/w"]
     arguments += ["--config.train.epochs=null", "--config.train.steps=2"]

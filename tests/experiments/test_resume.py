@@ -139,6 +139,7 @@ def flip_a_bit(checkpoint):
     file.write_bytes(bytes(content))
 
 
+@pytest.mark.thorough
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(battered, tmp_path):
     workdir = shutil.copytree(battered[0].parent / "stopped", tmp_path / "results")
     *_, older, newest = launch.checkpoints(workdir)
@@ -303,6 +304,7 @@ def test_a_signal_is_heard_while_programs_compile(tmp_path):
     assert launch.checkpoints(workdir) == []
 
 
+@pytest.mark.thorough
 def test_a_signal_ends_a_report_and_the_next_command_makes_it(tmp_path):
     workdir = tmp_path / "results"
     shutil.copytree(launch.finished()[0], workdir)

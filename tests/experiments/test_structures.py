@@ -111,6 +111,7 @@ def test_it_is_done_where_compiling_takes_longer_than_the_arithmetic():
     assert structures.pays(flats, even - 1, 359) and not structures.pays(flats, even, 359)
 
 
+@pytest.mark.thorough
 def test_what_an_earlier_execution_did_stands():
     shared, apart = make(DEPTHS), make(DEPTHS, mode="never")
     for earlier in (shared, apart):

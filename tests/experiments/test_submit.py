@@ -140,6 +140,7 @@ def test_the_script_of_a_dry_run(tmp_path):
     assert not (tmp_path / "a folder").exists()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "per_task, tasks",
     [

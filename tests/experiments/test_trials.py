@@ -80,6 +80,7 @@ def test_a_training_that_is_over_soon_is_not_worth_it(cache, monkeypatch):
     assert clock.asked == ["map"] and not cache.exists()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"vmap": 1}', '{"vmap": "a", "map": 1}'])
 def test_a_damaged_file_is_measured_anew(cache, monkeypatch, text):
     Clock(monkeypatch, vmap=0.01, map=0.02)

@@ -118,6 +118,7 @@ def test_the_loop_ends_where_the_loss_no_longer_falls():
     assert counts.mean() < 10 * aggressive.WINDOW
 
 
+@pytest.mark.thorough
 def test_a_run_in_a_population_is_the_run_alone():
     together = trained(SPEC, (0, 1, 2), 2 * EPOCH)
     for i in range(3):
@@ -132,6 +133,7 @@ def test_a_run_in_a_population_is_the_run_alone():
         )
 
 
+@pytest.mark.thorough
 def test_once_over_it_is_plain_training():
     start = population(SPEC, RUNS[:1])
     over = start.states.aggressive.replace(active=jnp.zeros(1, bool))

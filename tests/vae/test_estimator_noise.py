@@ -169,6 +169,7 @@ class TestScores:
         # Of up to 100 normal numbers the largest passes 4 with a probability of 0.6%.
         assert np.max(np.abs(standard_errors(scores[:, moved]))) < 4
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize("mode", ["path", "score"])
     def test_of_a_flow_without_its_inverse(self, mode):
         # log N(ε) − log|det ∂T/∂ε| for the ε with T(ε) = z: one Newton step from the right one,

@@ -50,6 +50,7 @@ def test_shapes(spec, num_examples):
     assert pictures["latent_dims"].tolist() == (order[:2] if d > 1 else [0, 0])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("posterior", ["categorical", "vq"])
 def test_discrete_latents_are_traversed_by_their_codes(posterior):
     # Each variable takes seven codes spread over all that there are; the others stay as they are in
@@ -177,6 +178,7 @@ def test_without_a_rate_by_dimension_what_varies_most_comes_first(posterior, rat
     np.testing.assert_allclose(pictures["latents"], places[:, order[:2]], rtol=1e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("posterior", ["categorical", "vq"])
 @pytest.mark.parametrize("codes", [2, 16])
 def test_discrete_latents_are_traversed_and_counted_by_code(posterior, codes):

@@ -306,6 +306,7 @@ class TestLinear:
 
 
 class TestGradients:
+    @pytest.mark.sampled
     @pytest.mark.parametrize("posterior", POSTERIOR)
     def test_values_agree_and_gradients_add_up(self, posterior, x64):
         # d log q(z(φ); φ) = ∂_z log q · dz/dφ + ∂_φ log q, φ the prior's too where q is made of it.
@@ -388,6 +389,7 @@ class TestEstimators:
             moved = found["gdreg"].prior - found["dreg"].prior
             assert moved.std() > 0.05 * plain.prior.std()
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize("posterior", POSTERIOR)
     def test_the_value_is_the_bound(self, posterior, x64):
         spec = model_spec(posterior, prior="hierarchical")
@@ -526,7 +528,7 @@ class TestEvaluation:
         np.testing.assert_allclose(pictures["traversals"][0, -1], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.sampled
+@pytest.mark.thorough
 @pytest.mark.parametrize("posterior", POSTERIOR)
 def test_a_run_of_a_population_is_as_alone(posterior):
     spec = Spec(

@@ -110,6 +110,7 @@ class TestOptimum:
         assert rate == pytest.approx(expected, rel=1e-12, abs=1e-14)
         assert error == pytest.approx(np.minimum(LAMBDA, beta * eta2).sum(), rel=1e-12)
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize(
         ("beta", "eta2", "rate", "error", "units"),
         [(1.0, 0.3, 3.101093, 1.62, 4), (2.0, 0.3, 1.805959, 2.72, 3), (5.0, 1.0, 0, 7.92, 0)],

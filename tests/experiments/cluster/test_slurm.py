@@ -209,6 +209,7 @@ def test_an_array_job_does_what_one_command_does(cluster, tmp_path):
     assert "finished earlier" in launch.run(workdir, *launch.SWEEP, "--report").stdout
 
 
+@pytest.mark.thorough
 def test_one_run_over_two_nodes(cluster, tmp_path):
     """Both processes save when Slurm says so, are queued again together, and end as one would."""
     workdir = tmp_path / "results"
@@ -234,6 +235,7 @@ def test_one_run_over_two_nodes(cluster, tmp_path):
 # Requeued -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_stopped_requeued_and_moved_from_a_lost_node_the_results_are_the_same(cluster, tmp_path):
     workdir = tmp_path / "results"
     submit(workdir, *OFTEN)

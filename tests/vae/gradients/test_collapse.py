@@ -291,6 +291,7 @@ def test_one_sample_tells_no_lag():
         collapse.posterior_means(MLP, DATA, state_of(MLP), KEY, num_samples=1)
 
 
+@pytest.mark.thorough
 def test_a_run_in_a_population_is_the_run_alone():
     alone = [state_of(MLP, *parameters(MLP, seed)) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)

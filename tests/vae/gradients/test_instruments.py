@@ -106,6 +106,7 @@ def test_the_same_is_seen_again_and_another_seed_sees_other_examples():
     assert not np.allclose(first.layers["grad/whole"], other.layers["grad/whole"])
 
 
+@pytest.mark.thorough
 def test_shares_of_the_noise_sum_to_one_and_know_of_no_binarisation_where_there_is_none():
     spec = spec_of("elbo")
     _, reading = look(spec, ("noise",))

@@ -373,6 +373,7 @@ class TestBias:
             noise.bias_test(gaussian(MEANS), gaussian(MEANS), *(keys(n) for n in sizes))
 
 
+@pytest.mark.thorough
 def test_in_a_population_as_alone():
     def run(means, scale):
         gradient, other = gaussian(means, scale), gaussian(means, 2 * scale)

@@ -225,6 +225,7 @@ def test_of_a_discriminator_that_compares_examples():
     assert "discriminator" in uncoupled(spec)
 
 
+@pytest.mark.thorough
 def test_in_a_population_as_alone():
     # A run with free bits has no numbers, and the others have theirs.
     spec, batch = spec_of("elbo"), batch_of(5)

@@ -183,6 +183,7 @@ def test_zeros_on_the_layers_change_no_loss():
     np.testing.assert_allclose(jax.jit(value)(zeros), jax.jit(value)(None), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_runs_side_by_side_are_as_alone():
     spec = sized("dreg")
     examples = building.examples(10, 6)

@@ -149,6 +149,7 @@ def test_the_explicit_matrix_is_made_of_its_smaller_side(monkeypatch):
     np.testing.assert_allclose(tall, matrix, rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_vmapped_is_alone():
     matrices = jnp.asarray([SYMMETRIC["rank 3"], np.eye(9), np.zeros((9, 9))])
 

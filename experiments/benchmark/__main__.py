@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments import devices, environment
 from experiments.benchmark import (
@@ -84,6 +84,7 @@ def machine() -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> None:
+    logging.set_verbosity(logging.WARNING)  # JAX tells which backends it did not find
     names = argv[1:] or list(BENCHMARKS)
     for name in names:
         if name not in BENCHMARKS:

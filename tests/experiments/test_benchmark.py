@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import __main__ as main
-from experiments.benchmark import commands, library, markdown, measure, products, throughput
+from experiments.benchmark import (
+    commands,
+    library,
+    markdown,
+    measure,
+    placement,
+    products,
+    throughput,
+)
 from experiments.benchmark.measure import Row, Settings
 
 QUICK = Settings(quick=True)
@@ -31,7 +39,9 @@ TARGETS = {
 
 
 @pytest.mark.sampled
-@pytest.mark.parametrize("name", ["step", "dispatch", "packing", "structures", "nll", "probing"])
+@pytest.mark.parametrize(
+    "name", ["step", "dispatch", "packing", "structures", "placement", "nll", "probing"]
+)
 def test_library_benchmarks_run(name):
     rows = list(main.BENCHMARKS[name](QUICK))
     assert {row.what for row in rows if row.target} == TARGETS.get(name, set())
@@ -126,6 +136,19 @@ def test_processes_in_full_runs_all(monkeypatch):
     monkeypatch.setattr(commands, "launch", launch)
     commands.processes(Settings(full=True))
     assert len(calls) == 2 * (1 + 24)
+
+
+def test_a_stream_trains_what_examples_on_the_device_train():
+    few = TINY | {"train.steps": "40", "train.epochs": "null", "eval.every": "40"}
+    trained = []
+    for where, kind in (("device", library.Training), ("host", placement.Streamed)):
+        plan = library.population_plan(main.peers.default, few | {"data.placement": where})
+        training = kind(plan)
+        training(3)
+        training(2)
+        trained.append(training.population)
+    assert int(trained[1].step) == 5
+    jax.tree.map(np.testing.assert_array_equal, *(p.states.params for p in trained))
 
 
 def test_quickstart_and_startup_read_what_was_launched(monkeypatch):

@@ -23,7 +23,7 @@ from absl import logging
 
 from experiments import memory
 from experiments.plan import PopulationPlan
-from vae import evaluate, gallery, layers, mesh, model, train
+from vae import elbo, evaluate, gallery, layers, mesh, train
 from vae.data import Examples
 from vae.data.cache import cache_dir
 from vae.gradients import probe
@@ -291,7 +291,7 @@ def _signature(name: str, plan: PopulationPlan) -> tuple[Any, tuple[Any, ...], i
     shown = _evaluation_examples(dataset, min(dataset.num_test, gallery.NUM_LATENTS))
     shown = _on(everywhere, shown)
     rows = population.states.step.shape[0]
-    kl = _on(runs, jax.ShapeDtypeStruct((rows, model.num_kls(spec.model)), np.float32))
+    kl = _on(runs, jax.ShapeDtypeStruct((rows, elbo.num_kls(spec.model)), np.float32))
     return gallery.gallery, (spec.model, plan.pack, population, shown, kl), LITTLE
 
 

@@ -40,6 +40,7 @@ LIBRARY = (
     "vae.discretized",
     "vae.likelihoods",
     "vae.model",
+    "vae.elbo",
     "vae.packed",
     "vae.bounds",
     "vae.adversaries",

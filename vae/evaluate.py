@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vae import hierarchy, mesh, model, objectives, packing, random
+from vae import elbo, hierarchy, mesh, model, objectives, packing, random
 from vae.data import Examples, prepare
 from vae.likelihoods import LIKELIHOODS
 from vae.posteriors import POSTERIORS
@@ -104,7 +104,7 @@ def evaluate_run(
 
         def one(x, rng):
             noise = model.noise(spec, rng, num_samples, state.hparams)
-            terms, _ = model.terms(
+            terms, _ = elbo.terms(
                 spec, state.eval_params, state.stats, state.hparams, x, noise, train=False
             )
             where = model.location(spec, state.eval_params, terms.posterior, state.stats)
@@ -122,7 +122,7 @@ def evaluate_run(
         return _Moments(jnp.zeros(()), jnp.zeros(n), jnp.zeros(n))
 
     latent_size = POSTERIORS[spec.posterior].latent_size(spec)
-    carry = empty(len(names) + model.num_kls(spec)), empty(latent_size)
+    carry = empty(len(names) + elbo.num_kls(spec)), empty(latent_size)
     batches = _batches(examples.raw.shape[0], batch_size)
     (values, means), _ = jax.lax.scan(body, carry, batches)
     # A discrete variable, or a code, has several numbers: together they are one unit.
@@ -164,7 +164,7 @@ def iw_bounds_run(
 
         def body(log_sum, number):
             noise = model.noise(spec, jax.random.fold_in(rng, number), chunk, state.hparams)
-            terms, _ = model.terms_given(
+            terms, _ = elbo.terms_given(
                 spec, params, stats, state.hparams, x, posterior, noise, train=False
             )
             used = number * chunk + jnp.arange(chunk) < num_samples

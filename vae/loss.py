@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vae import mesh, model, objectives, random, schedules
+from vae import elbo, mesh, model, objectives, random, schedules
 from vae.data import Examples, Transform, Window, prepare
 from vae.hparams import HParams
 from vae.likelihoods import LIKELIHOODS
@@ -128,7 +128,7 @@ def batch_loss(
         drawn = draw(spec, transform, hparams, raw, rng, data_rng)
 
         def terms_of(path, held):
-            terms, new_stats = model.terms(
+            terms, new_stats = elbo.terms(
                 spec.model,
                 hold(params, held),
                 stats,
@@ -234,9 +234,9 @@ def draw(
     )
 
 
-def through_terms(through: Callable[[str, Any], Any], terms: model.Terms) -> model.Terms:
+def through_terms(through: Callable[[str, Any], Any], terms: elbo.Terms) -> elbo.Terms:
     """Each part of the terms sent through the gate of its term."""
-    return model.Terms(
+    return elbo.Terms(
         log_px=through("distortion", terms.log_px),
         log_pz=through("rate", terms.log_pz),
         log_qz=through("rate", terms.log_qz),
@@ -249,7 +249,7 @@ def through_terms(through: Callable[[str, Any], Any], terms: model.Terms) -> mod
 def _gated(value: jax.Array, gate: jax.Array) -> jax.Array:
     # What is no real number, such as the index of a code, has no gradient.
     real = jnp.issubdtype(value.dtype, jnp.floating)
-    return model.scale_gradient(value, gate.astype(value.dtype)) if real else value
+    return elbo.scale_gradient(value, gate.astype(value.dtype)) if real else value
 
 
 def hold(params: model.Params, part: str) -> model.Params:

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vae import adversaries, bounds, model, penalties, printed, schedules
+from vae import adversaries, bounds, elbo, model, penalties, printed, schedules
+from vae.elbo import Path, Terms
 from vae.hparams import HParams
-from vae.model import Params, Path, Stats, Terms
+from vae.model import Params, Stats
 from vae.posteriors import POINTS, POSTERIORS
 from vae.spec import Spec
 
@@ -96,7 +97,7 @@ def analytic(spec: Spec) -> bool:
     return (
         spec.objective.kl != "sampled"
         and spec.objective.estimator == "reparameterization"
-        and model.analytic_kl(spec.model)
+        and elbo.analytic_kl(spec.model)
     )
 
 
@@ -256,7 +257,7 @@ def vaegan_loss(terms: Terms, context: Context) -> tuple[jax.Array, Metrics]:
     z = terms.z[:1]
     generated = context.decode(jnp.stack([jax.lax.stop_gradient(z[0]), prior_z]))
     scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, weight, 1), 1)
-    reconstruction = context.decode(model.scale_gradient(z, scale[None]))[0]
+    reconstruction = context.decode(elbo.scale_gradient(z, scale[None]))[0]
     error, game, adversarial, metrics = adversaries.vaegan(
         context.spec, context.params["discriminator"], context.x, reconstruction, generated
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from vae import bounds, model, objectives
+from vae import bounds, elbo, objectives
 from vae.errors import UserError
 from vae.likelihoods import LIKELIHOODS
 from vae.objectives import OBJECTIVES
@@ -154,7 +154,7 @@ def _prior(spec: Spec) -> str:
 
 def _kl(spec: Spec) -> str:
     kl, estimator = spec.objective.kl, spec.objective.estimator
-    if kl == "analytic" and not model.analytic_kl(spec.model):
+    if kl == "analytic" and not elbo.analytic_kl(spec.model):
         return (
             f"objective.kl: analytic, but the KL of model.posterior {spec.model.posterior} to "
             f"model.prior {spec.model.prior} has no closed form. Set objective.kl to auto or "

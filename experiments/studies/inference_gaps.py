@@ -29,7 +29,7 @@ from experiments.report import canvas, style
 from experiments.studies import trained
 from experiments.studies.cases import Context, Found
 from experiments.studies.quantity import Quantity, of_seeds
-from vae import model, objectives, optimizers, random
+from vae import elbo, model, objectives, optimizers, random
 from vae.data import Examples, prepare
 from vae.evaluate import IW_CHUNK
 from vae.family import Posterior
@@ -51,8 +51,8 @@ _ADAM = OptimizerSpec("adam")
 
 
 def cases(budget: str) -> list[dict[str, Any]]:
-    seeds, examples, elbo, log_p = BUDGETS[budget]
-    sizes = {"examples": examples, "elbo_samples": elbo, "iw_samples": log_p}
+    seeds, examples, elbo_samples, iw_samples = BUDGETS[budget]
+    sizes = {"examples": examples, "elbo_samples": elbo_samples, "iw_samples": iw_samples}
     return [{"split": split, "seed": seed, **sizes} for seed in range(seeds) for split in SPLITS]
 
 
@@ -80,15 +80,15 @@ def gaps(
         amortised = (posterior.mean, posterior.logvar)
         half, local = _fit(spec, state, x, amortised, fit_rng)
         # The same noise for all, so that differences have little of it.
-        elbo = functools.partial(_elbo, spec, state, x, rng=elbo_rng, num_samples=elbo_samples)
+        bound = functools.partial(_elbo, spec, state, x, rng=elbo_rng, num_samples=elbo_samples)
         log_p = [
             _log_p(spec, state, x, q, jax.random.fold_in(iw_rng, i), iw_samples)
             for i, q in enumerate((amortised, local))
         ]
         return {
-            "elbo": elbo(amortised),
-            "half": elbo(half),
-            "local": elbo(local),
+            "elbo": bound(amortised),
+            "half": bound(half),
+            "local": bound(local),
             "log_p": jnp.maximum(*log_p),
         }
 
@@ -99,7 +99,7 @@ def gaps(
 
 def _terms(spec, state, x, q, rng, num_samples):
     noise = model.noise(spec, rng, num_samples)
-    terms, _ = model.terms_given(
+    terms, _ = elbo.terms_given(
         spec, state.params, state.stats, state.hparams, x, Posterior(*q), noise, train=False
     )
     return terms

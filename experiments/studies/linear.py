@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import model, objectives, random
+from vae import elbo, model, objectives, random
+from vae.elbo import Terms
 from vae.evaluate import ACTIVE_UNIT_VARIANCE
 from vae.hparams import HParams
-from vae.model import Params, Terms
+from vae.model import Params
 from vae.spec import ModelSpec
 
 # The variances λ of the principal components of x in most of the studies.
@@ -86,7 +87,7 @@ def exact_terms(of: ModelSpec, params: Params, hparams: HParams, x: jax.Array) -
     """The terms of x [*x], `log_px` [1] being its expectation over q(z|x)."""
     params = one_variance(params)
     noise = jnp.zeros((1, of.latent_dim), x.dtype)
-    terms, _ = model.terms(of, params, _STATS, hparams, x, noise, train=False)
+    terms, _ = elbo.terms(of, params, _STATS, hparams, x, noise, train=False)
     decoded, _ = model.decode(of, params, _STATS, hparams, terms.z, train=False)
     kernel = params["decoder"]["output"]["kernel"]
     spread = jnp.exp(terms.posterior.logvar) @ jnp.sum(jnp.square(kernel), axis=1)

@@ -32,7 +32,7 @@ from experiments.report import canvas, style
 from experiments.studies import trained
 from experiments.studies.cases import Context, Found
 from experiments.studies.quantity import Quantity, by_seed, difference, exact, of_seeds
-from vae import model, objectives, random
+from vae import elbo, model, objectives, random
 from vae.hparams import HParams
 from vae.spec import ModelSpec
 
@@ -82,7 +82,7 @@ def gradient_difference(variance: float, beta: float) -> float:
         def loss(params, sigma, weight):
             def one(x, noise):
                 hparams = HParams(sigma=sigma)
-                terms, _ = model.terms(spec, params, stats, hparams, x, noise, train=False)
+                terms, _ = elbo.terms(spec, params, stats, hparams, x, noise, train=False)
                 return objectives.distortion(terms) + weight * jnp.sum(terms.kl)
 
             return jnp.mean(jax.vmap(one)(x, noise))
@@ -147,17 +147,17 @@ def measure(found: Found) -> list[Quantity]:
         )
     )
     for likelihood, how in LEARNED.items():
-        elbo = _elbo(found, model__likelihood=likelihood)
+        elbos = _elbo(found, model__likelihood=likelihood)
         variance = _variances(found, likelihood)
         distortion = by_seed(found.results, "train_eval/distortion", model__likelihood=likelihood)
-        more = difference(elbo, fixed[best])
+        more = difference(elbos, fixed[best])
         ratio = [
             v / squared_error(distortion.get(s, np.nan), v, _num_values(found))
             for s, v in variance.items()
         ]
         rows += [
             of_seeds(f"σ learned {how}", np.sqrt(list(variance.values()))),
-            of_seeds(f"ELBO with σ learned {how}, nats/value", elbo.values()),
+            of_seeds(f"ELBO with σ learned {how}, nats/value", elbos.values()),
             of_seeds(
                 f"the same, less that of the best fixed σ, {how}: not worse",
                 more,
@@ -219,8 +219,8 @@ def figure(found: Found):
     top = np.nanmean(list(best.values()))
     panel.axhspan(top - 0.02, top + 0.02, color=style.RULE, lw=0, label="best ± 0.02")
     for (likelihood, how), color in zip(LEARNED.items(), style.PETROFF, strict=False):
-        elbo, variance = _elbo(found, model__likelihood=likelihood), _variances(found, likelihood)
-        values = [elbo.get(seed, np.nan) for seed in variance]
+        elbos, variance = _elbo(found, model__likelihood=likelihood), _variances(found, likelihood)
+        values = [elbos.get(seed, np.nan) for seed in variance]
         panel.plot(
             np.sqrt(list(variance.values())),
             values,

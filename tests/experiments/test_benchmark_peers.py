@@ -12,7 +12,7 @@ from experiments.benchmark import __main__ as main
 from experiments.benchmark import flax_loop, peers, products, pytorch
 from experiments.benchmark.library import population_plan
 from experiments.benchmark.measure import Settings, table
-from vae import data, model
+from vae import data, elbo
 
 BATCH = 16
 MODELS = {
@@ -46,7 +46,7 @@ def case(name):
 
     def loss(params):
         def one(x, noise):
-            terms, _ = model.terms(spec, params, {}, hparams, x, noise[None], True)
+            terms, _ = elbo.terms(spec, params, {}, hparams, x, noise[None], True)
             return -terms.log_px[0] + jnp.sum(terms.kl)
 
         return jnp.mean(jax.vmap(one, axis_name="batch")(x, noise))

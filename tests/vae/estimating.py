@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.vae.building import parameters
-from vae import model, objectives
+from vae import elbo, objectives
 from vae.hparams import HParams
 from vae.loss import hold
 from vae.posteriors import POSTERIORS
@@ -88,7 +88,7 @@ def program(spec, name, samples, estimators):
 
             def terms_of(path, held):
                 kept, stats = hold(params, held), {"encoder": {}, "decoder": {}}
-                return model.terms(spec, kept, stats, hparams, x, noise, True, path=path)
+                return elbo.terms(spec, kept, stats, hparams, x, noise, True, path=path)
 
             value, metrics, *_ = objectives.example_loss(context, terms_of)
             return value, metrics

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import model, objectives
+from vae import elbo, objectives
 from vae.hparams import HParams, stack
 
 STATS = {"encoder": {}, "decoder": {}}
@@ -24,7 +24,7 @@ def exact_terms(spec, params, x, noise, sigma=0.5):
         )
 
         def one(x):
-            return model.terms(spec, params, STATS, hparams, x, noise, train=False)[0]
+            return elbo.terms(spec, params, STATS, hparams, x, noise, train=False)[0]
 
         return jax.vmap(one)(x)
 

@@ -18,7 +18,7 @@ from tests.vae.drawn import (
     samples_of,
     stats_of,
 )
-from vae import model
+from vae import elbo, model
 from vae.hparams import HParams
 from vae.posteriors import POSTERIORS
 
@@ -156,7 +156,7 @@ class TestCodebook:
         params, stats = model_of(self.SPEC, np.float32)
         x, noise = jnp.ones((3, 4)), jnp.zeros((3, 1, 0))
         for train in (True, False):
-            one = functools.partial(model.terms, self.SPEC, params, stats, HParams(), train=train)
+            one = functools.partial(elbo.terms, self.SPEC, params, stats, HParams(), train=train)
             _, new = jax.jit(jax.vmap(one, axis_name="batch", out_axes=(0, None)))(x, noise)
             same = np.array_equal(new["posterior"]["codebook"], stats["posterior"]["codebook"])
             assert same != train

@@ -27,11 +27,11 @@ from tests.vae.estimating import (
     standard_errors,
     standard_noise,
 )
-from vae import model, objectives, train
+from vae import elbo, objectives, train
 from vae.data import Transform
+from vae.elbo import Path
 from vae.hparams import HParams, stack
 from vae.loss import batch_loss
-from vae.model import Path
 from vae.spec import ModelSpec, ObjectiveSpec, Spec
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -186,7 +186,7 @@ class TestForEveryDraw:
         params, noise, stl = hand_params(spec), standard_noise(spec), of_bound("iwae")["stl"]
 
         def log_w(encoder, noise):
-            terms, _ = model.terms(
+            terms, _ = elbo.terms(
                 spec,
                 params | {"encoder": encoder},
                 stats,

@@ -12,7 +12,7 @@ import scipy.stats
 
 from tests.vae import test_population
 from tests.vae.building import COMPILE_FAST, context, examples, parameters, population
-from vae import model, objectives, train, validity
+from vae import elbo, model, objectives, train, validity
 from vae.bounds import BOUNDS
 from vae.data import Transform
 from vae.hparams import HParams, stack
@@ -363,7 +363,7 @@ class TestFormulas:
             def batch(x, noise, keys):
                 def one(x, noise, key):
                     def terms_of(path, held):
-                        return model.terms(
+                        return elbo.terms(
                             spec.model, params, stats, numbers, x, noise, True, path=path
                         )
 

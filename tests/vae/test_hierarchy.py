@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 
 from tests.vae.building import COMPILE_FAST, examples, hand_made, parameters, population
 from tests.vae.estimating import SIGMA, X, estimates, model_spec, standard_errors, standard_noise
-from vae import evaluate, gallery, hierarchy, layers, model, objectives, train
+from vae import elbo, evaluate, gallery, hierarchy, layers, model, objectives, train
 from vae.hparams import HParams
 from vae.posteriors import POSTERIORS
 from vae.spec import ModelSpec, ObjectiveSpec, OptimizerSpec, Spec
@@ -38,7 +38,7 @@ def data_of(spec, batch=5, samples=3, seed=0):
 @functools.partial(jax.jit, static_argnames=("spec", "train"), compiler_options=COMPILE_FAST)
 def terms_of(spec, params, stats, x, noise, train=False):
     """(terms, new statistics) of a batch x [B, *x] with noise [B, K, d]."""
-    one = functools.partial(model.terms, spec, params, stats, HParams(sigma=SIGMA), train=train)
+    one = functools.partial(elbo.terms, spec, params, stats, HParams(sigma=SIGMA), train=train)
     return jax.vmap(one, axis_name="batch", out_axes=(0, None))(x, noise)
 
 
@@ -280,7 +280,7 @@ class TestLinear:
         # are constants. ELBO = log p(x) − KL(q || posterior), both Gaussians.
         root = 2 * np.concatenate([np.eye(4), -np.eye(4)])
         terms, log_w = self.log_weights(posterior, params, x, root)
-        elbo = log_w.mean(1)
+        bound = log_w.mean(1)
         still, _ = self.log_weights(posterior, params, x, np.zeros((1, 4)))
         factor = (np.asarray(terms.z) - np.asarray(still.z))[0] / 2
         own = factor[:4].T @ factor[:4]
@@ -290,7 +290,7 @@ class TestLinear:
         kl = 0.5 * (
             np.trace(inverse @ own) - 4 + logs + np.einsum("bi,ij,bj->b", gap, inverse, gap)
         )
-        np.testing.assert_allclose(elbo, log_p - kl, rtol=1e-9)
+        np.testing.assert_allclose(bound, log_p - kl, rtol=1e-9)
         assert np.all(kl > 0.01)
         # L_K from 20,000 weights in blocks of K: it rises, and the mean weight is p(x).
         noise = np.random.default_rng(5).normal(size=(20_000, 4))
@@ -317,8 +317,8 @@ class TestGradients:
         @functools.partial(jax.jit, static_argnums=0, compiler_options=COMPILE_FAST)
         def of(mode, params):
             def value(params):
-                terms, _ = model.terms(
-                    spec, params, stats, HParams(), x, noise, False, path=model.Path(mode)
+                terms, _ = elbo.terms(
+                    spec, params, stats, HParams(), x, noise, False, path=elbo.Path(mode)
                 )
                 return terms.log_qz[0]
 
@@ -345,11 +345,11 @@ class TestGradients:
         x, noise = (jnp.asarray(a[0]) for a in data_of(spec, batch=1))
 
         @jax.jit
-        def elbo(params):
-            terms, _ = model.terms(spec, params, stats, HParams(), x, noise, False)
+        def bound(params):
+            terms, _ = elbo.terms(spec, params, stats, HParams(), x, noise, False)
             return objectives.metrics(terms)["elbo"]
 
-        check_grads(elbo, (params,), order=1, modes=["rev"], rtol=1e-6)
+        check_grads(bound, (params,), order=1, modes=["rev"], rtol=1e-6)
 
 
 @functools.cache

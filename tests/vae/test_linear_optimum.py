@@ -13,7 +13,7 @@ import pytest
 
 from tests.vae.building import context, hand_made
 from tests.vae.exact import STATS, cubature
-from vae import evaluate, model, objectives, train
+from vae import elbo, evaluate, objectives, train
 from vae.hparams import HParams
 from vae.spec import ModelSpec, ObjectiveSpec, Spec
 
@@ -29,7 +29,7 @@ CASES = [(1.0, 0.3), (2.0, 0.3), (0.5, 0.3), (5.0, 1.0)]
 
 def terms(params, x, eta2):
     hparams, noise = HParams(sigma=jnp.sqrt(eta2)), jnp.asarray(cubature(LATENTS))
-    return model.terms(SPEC.model, params, STATS, hparams, x, noise, True)[0]
+    return elbo.terms(SPEC.model, params, STATS, hparams, x, noise, True)[0]
 
 
 def loss(params, beta, eta2):

@@ -11,7 +11,7 @@ import scipy.stats
 
 from tests.vae.building import COMPILE_FAST, context, hand_made, parameters, population
 from tests.vae.exact import STATS, exact_elbo, exact_terms
-from vae import bounds, evaluate, model, objectives, train
+from vae import bounds, elbo, evaluate, objectives, train
 from vae.data import Examples, Transform
 from vae.hparams import HParams
 from vae.spec import ModelSpec, ObjectiveSpec, OptimizerSpec, Spec
@@ -67,8 +67,8 @@ def exact_log_weights(params, x, noise):
 class TestBound:
     def test_it_is_the_marginal_likelihood_at_the_posterior(self):
         x = draw(50)
-        elbo = exact_elbo(SPEC, linear_parameters(), x)
-        np.testing.assert_allclose(elbo, log_marginal(x), rtol=1e-10)
+        bound = exact_elbo(SPEC, linear_parameters(), x)
+        np.testing.assert_allclose(bound, log_marginal(x), rtol=1e-10)
 
     def test_each_weight_is_the_marginal_likelihood_at_the_posterior(self):
         x, noise = draw(50), np.random.default_rng(1).normal(size=(20, 2))
@@ -79,8 +79,8 @@ class TestBound:
     def test_the_gap_of_an_offset(self, offset):
         # Oracle 8: ½‖Δ‖².
         x = draw(50)
-        elbo = exact_elbo(SPEC, linear_parameters(offset), x)
-        gap = log_marginal(x) - elbo
+        bound = exact_elbo(SPEC, linear_parameters(offset), x)
+        gap = log_marginal(x) - bound
         np.testing.assert_allclose(gap, 0.5 * np.square(offset).sum(), rtol=1e-9)
 
     def test_nothing_exceeds_it(self):
@@ -125,7 +125,7 @@ class TestEveryBound:
 
             def one(x, noise):
                 def terms_of(path, held):
-                    return model.terms(SPEC, params, STATS, run, x, noise, True, path=path)
+                    return elbo.terms(SPEC, params, STATS, run, x, noise, True, path=path)
 
                 _, extra, terms, _ = objectives.example_loss(context(spec, run), terms_of)
                 bound = extra.get("bound", jnp.mean(objectives.iw_log_weights(terms)))
@@ -276,9 +276,9 @@ class TestPrincipalComponents:
             }[likelihood](state)
             fixed = dataclasses.replace(spec.model, likelihood="gaussian")
             params = {part: state.params[part] for part in ("encoder", "decoder")}
-            elbo = exact_elbo(fixed, params, x, float(sigma)).mean()
-            assert elbo <= best + 1e-6
+            bound = exact_elbo(fixed, params, x, float(sigma)).mean()
+            assert bound <= best + 1e-6
             # What the noise of the samples leaves as the learning rate goes to 0: it was 2e-4.
-            assert best - elbo < 1e-3
+            assert best - bound < 1e-3
             # A distortion of 64 × 256 samples, each of which spreads by about √(6/2) nats.
-            assert abs(float(reported["elbo"][i]) - elbo) < 5 * np.sqrt(3 / (64 * self.N))
+            assert abs(float(reported["elbo"][i]) - bound) < 5 * np.sqrt(3 / (64 * self.N))

@@ -5,9 +5,9 @@ import pytest
 
 from tests.vae.building import context
 from vae import objectives
+from vae.elbo import Terms
 from vae.family import Posterior
 from vae.hparams import HParams, stack
-from vae.model import Terms
 from vae.spec import ModelSpec, ObjectiveSpec, Spec
 
 SPEC = Spec(ModelSpec((6,), 4))

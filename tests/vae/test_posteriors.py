@@ -26,7 +26,7 @@ from tests.vae.drawn import (
     samples_of,
     stats_of,
 )
-from vae import model
+from vae import elbo, model
 from vae.family import MODES, Posterior
 from vae.hparams import HParams
 from vae.posteriors import POINTS, POSTERIORS
@@ -68,7 +68,7 @@ class TestShapes:
         params, stats = model_of(spec, np.float32)
         x = jnp.float32(np.random.default_rng(0).uniform(size=(5, 4)))
         noise = jax.vmap(lambda k: model.noise(spec, k, 2))(jax.random.split(jax.random.key(0), 5))
-        one = functools.partial(model.terms, spec, params, stats, HParams(), train=train)
+        one = functools.partial(elbo.terms, spec, params, stats, HParams(), train=train)
         batch = jax.vmap(one, axis_name="batch", out_axes=(0, None))
         terms, new = jax.jit(batch, compiler_options=COMPILE_FAST)(x, noise)
         assert terms.log_px.shape == terms.log_pz.shape == terms.log_qz.shape == (5, 2)
@@ -175,7 +175,7 @@ def reparameterized(spec, heads, noise):
 
 
 class TestPaths:
-    """What gradients of log q(z|x) flow through, as `model.terms_given` takes them."""
+    """What gradients of log q(z|x) flow through, as `elbo.terms_given` takes them."""
 
     @staticmethod
     @functools.cache
@@ -185,7 +185,7 @@ class TestPaths:
         def value(heads, flow, noise):
             posterior = POSTERIORS[spec.posterior].posterior(spec, heads, {}, HParams())
             given = {**params, "posterior": flow} if flow else params
-            terms, _ = model.terms_given(
+            terms, _ = elbo.terms_given(
                 spec,
                 given,
                 stats,
@@ -194,7 +194,7 @@ class TestPaths:
                 posterior,
                 noise[None],
                 False,
-                path=model.Path(mode),
+                path=elbo.Path(mode),
             )
             return terms.log_qz[0]
 
@@ -261,7 +261,7 @@ class TestPaths:
 
         def value(heads, mode):
             posterior = POSTERIORS["full"].posterior(spec, heads, {}, HParams())
-            terms, _ = model.terms_given(
+            terms, _ = elbo.terms_given(
                 spec,
                 params,
                 stats,
@@ -270,7 +270,7 @@ class TestPaths:
                 posterior,
                 noise_of(spec, 2),
                 False,
-                path=model.Path(mode),
+                path=elbo.Path(mode),
             )
             return jnp.sum(terms.log_px + terms.log_pz)
 

@@ -136,13 +136,13 @@ def test_pixel_means_are_sums_with_another_sigma_and_beta(latent_dim):
     @jax.jit
     def both(params):
         def printed_loss(params):
-            t, _ = model.terms(spec, params, stats, hparams, x, noise, False)
+            t, _ = elbo.terms(spec, params, stats, hparams, x, noise, False)
             decoded, _ = model.decode(spec, params, stats, hparams, t.z, False)
             error = jnp.square(decoded.heads["output"][0] - x)
             return jnp.mean(error) + jnp.mean(t.kl)
 
         def elbo(params):
-            t, _ = model.terms(spec, params, stats, hparams, x, noise, False)
+            t, _ = elbo.terms(spec, params, stats, hparams, x, noise, False)
             return objectives.distortion(t) + jnp.sum(t.kl) / latent_dim
 
         return jax.grad(printed_loss)(params), jax.grad(elbo)(params)

@@ -13,7 +13,7 @@ import scipy.special
 import scipy.stats
 
 from tests.vae.building import COMPILE_FAST, parameters
-from vae import model
+from vae import elbo, model
 from vae.hparams import HParams
 from vae.priors import PRIORS, Components, mixture_log_prob
 from vae.spec import ModelSpec
@@ -204,7 +204,7 @@ class TestTerms:
         params, stats = parameters(spec)
         rng = np.random.default_rng(0)
         x, noise = jnp.float32(rng.uniform(size=(5, 4))), jnp.float32(rng.normal(size=(5, 3, 2)))
-        one = functools.partial(model.terms, spec, params, stats, HParams(), train=True)
+        one = functools.partial(elbo.terms, spec, params, stats, HParams(), train=True)
         batch = jax.vmap(one, axis_name="batch", out_axes=(0, None))
         terms, _ = jax.jit(batch, compiler_options=COMPILE_FAST)(x, noise)
         # Pseudo-inputs are no part of the batch: their posteriors come from running statistics.
@@ -288,7 +288,7 @@ class TestPseudoInputs:
         expected = scipy.special.logsumexp(each, axis=1) - np.log(n)
         np.testing.assert_allclose(log_probs(spec, state, z), expected, rtol=1e-12)
         noise = jnp.asarray(np.random.default_rng(2).normal(size=(n, 2000, 2)))
-        one = functools.partial(model.terms, spec, params, stats, numbers, train=False)
+        one = functools.partial(elbo.terms, spec, params, stats, numbers, train=False)
         kl = np.asarray(jax.jit(jax.vmap(lambda x, e: one(x, e)[0].kl))(x, noise))
         error = 3 * np.log(n) / math.sqrt(kl.size * 2000)
         assert -error < kl.mean() < np.log(n) + error

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.vae.building import examples, order_of, population
-from vae import loss, model, objectives, optimizers, random, schedules, train
+from vae import elbo, loss, objectives, optimizers, random, schedules, train
 from vae.data import Examples, Transform
 from vae.hparams import HParams
 from vae.spec import ModelSpec, ObjectiveSpec, OptimizerSpec, Spec
@@ -115,7 +115,7 @@ def test_reported_values_are_those_of_evaluation():
     for i in order_of(5, 1, 29)[8:16]:
         key = jax.random.fold_in(jax.random.fold_in(random.key(jnp.uint32(5)), 4), i)
         noise = jax.random.normal(jax.random.split(key)[1], (2, 2))
-        terms, _ = model.terms(
+        terms, _ = elbo.terms(
             SPEC.model, state.params, state.stats, state.hparams, DATA.raw[i], noise, train=False
         )
         rows.append(objectives.metrics(terms))

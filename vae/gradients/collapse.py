@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vae import model, objectives, penalties, random
+from vae import elbo, model, objectives, penalties, random
 from vae.data import Examples, prepare
 from vae.errors import UserError
 from vae.evaluate import ACTIVE_UNIT_VARIANCE, IW_CHUNK
@@ -111,7 +111,7 @@ def collapse(
     seen = codes(spec, examples, state, rng, batch_size=batch_size)
     rate = jnp.mean(jnp.sum(seen.kl, axis=1))
     result = {"rate": rate, "active_units": active_units(seen.location, thresholds)}
-    if model.analytic_kl(spec):
+    if elbo.analytic_kl(spec):
         which = collapsed(seen.kl, epsilon=epsilon, delta=delta)
         result |= {
             "kl_per_dim": jnp.mean(seen.kl, axis=0),
@@ -136,7 +136,7 @@ def codes(
 
     def one(raw, rng):
         x = prepare(examples.transform, raw, None)
-        terms, _ = model.terms(
+        terms, _ = elbo.terms(
             spec,
             state.eval_params,
             state.stats,
@@ -220,7 +220,7 @@ def posterior_means(
 
         def body(sums, number):
             noise = model.noise(spec, jax.random.fold_in(rng, number), chunk)
-            terms, _ = model.terms_given(
+            terms, _ = elbo.terms_given(
                 spec, params, stats, hparams, x, posterior, noise, train=False
             )
             used = number * chunk + jnp.arange(chunk) < num_samples

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vae import loss, model, random, schedules
+from vae import elbo, loss, model, random, schedules
 from vae.data import Transform
 from vae.layers import layer_names
 from vae.loss import Batch, Lens, batch_loss
@@ -228,7 +228,7 @@ def _forward(
 
     def one(raw, rng):
         drawn = loss.draw(spec, transform, hparams, raw, rng)
-        terms, _ = model.terms(
+        terms, _ = elbo.terms(
             spec.model,
             state.params,
             state.stats,

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.studies import linear
 from tests.vae.exact import STATS, cubature
-from vae import model, objectives
+from vae import elbo, objectives
 from vae.hparams import HParams
 
 BETA, ETA2, LATENTS = 2.0, 0.3, 6
@@ -43,7 +43,7 @@ def test_terms_and_their_gradients_are_exact(likelihood):
 
         def one(x):
             params_of = linear.one_variance(params)
-            terms = model.terms(of, params_of, STATS, hparams, x, noise, False)[0]
+            terms = elbo.terms(of, params_of, STATS, hparams, x, noise, False)[0]
             metrics = objectives.metrics(terms)
             return metrics["distortion"] + BETA * metrics["rate"]
 

@@ -9,7 +9,7 @@ import scipy.special
 import scipy.stats
 
 from tests.vae.building import examples, hand_made, parameters
-from vae import model, objectives, penalties
+from vae import elbo, model, objectives, penalties
 from vae.data import Examples, Transform
 from vae.errors import UserError
 from vae.gradients import collapse
@@ -186,7 +186,7 @@ def test_posterior_means_are_the_definition(spec):
     def of_samples(i, x):
         rng = jax.random.fold_in(KEY, i)
         noise = [model.noise(spec, jax.random.fold_in(rng, c), 64) for c in range(2)]
-        terms, _ = model.terms(
+        terms, _ = elbo.terms(
             spec,
             state.params,
             state.stats,

@@ -8,7 +8,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from tests.vae.building import examples, hand_made, parameters
-from vae import bounds, loss, model, objectives, random
+from vae import bounds, elbo, loss, objectives, random
 from vae.data import Transform
 from vae.errors import UserError
 from vae.gradients import curvature
@@ -108,7 +108,7 @@ def test_the_estimator_does_not_matter(objective, estimator):
     def minus_bound(state, params):
         def one(raw, rng):
             drawn = loss.draw(spec, Transform(), state.hparams, raw, rng)
-            terms, _ = model.terms(
+            terms, _ = elbo.terms(
                 spec.model, params, state.stats, state.hparams, drawn.x, drawn.noise, True
             )
             log_w = terms.log_px + BETA * (terms.log_pz - terms.log_qz)

@@ -6,8 +6,11 @@ results. Whatever a process decides by its own clock or its own signals is agree
 """
 
 import contextlib
+import ctypes
 import json
+import os
 import re
+import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vae.errors import UserError
+
+_LOST = (
+    "{who} stopped, most likely because another one ended or cannot be reached: see what that one "
+    "printed. The same command goes on from the last checkpoint."
+)
+_handler = None  # of abort(); C does not keep it alive
 
 
 class Group(NamedTuple):
@@ -100,6 +109,7 @@ def join(group: Group, timeout: float) -> None:
         process_id=group.index,
         initialization_timeout=max(30, int(end - time.monotonic())),
     )
+    _abort_with_a_reason(f"process {group.index} of {group.count}")
 
 
 def on_tpu_slice(environment: Mapping[str, str]) -> bool:
@@ -123,6 +133,26 @@ def join_found() -> None:
             f"--distributed=on: JAX finds no other processes here ({error}). Give --coordinator, "
             "--num_processes and --process_id to each, or leave the flag out for one process."
         ) from None
+    _abort_with_a_reason("this process")
+
+
+def _abort_with_a_reason(who: str) -> None:
+    """From now on abort() says that another process is gone, and ends this one with status 1.
+
+    A thread of JAX calls it when process 0 is gone, which may be before or after Python hears of
+    it as an error. A handler of Python's own would wait for the main thread, and abort() waits for
+    nobody; one in C runs where abort() was called.
+    """
+    global _handler
+    message = f"error: {_LOST.format(who=who)} (ended by JAX, see above)\n".encode()
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def leave_now(_: int) -> None:
+        os.write(2, message)
+        os._exit(1)
+
+    _handler = leave_now
+    ctypes.pythonapi.PyOS_setsig(ctypes.c_int(signal.SIGABRT), leave_now)
 
 
 def _address(group: Group) -> tuple[str, int]:
@@ -286,11 +316,7 @@ class Lost(RuntimeError):
 def lost(error: Exception) -> Lost:
     """What to say of an error in a program of several processes."""
     first_line = str(error).strip().partition("\n")[0]
-    return Lost(
-        f"process {index()} of {count()} stopped, most likely because another one ended or cannot "
-        f"be reached: see what that one printed. The same command goes on from the last "
-        f"checkpoint. ({first_line})"
-    )
+    return Lost(f"{_LOST.format(who=f'process {index()} of {count()}')} ({first_line})")
 
 
 def leave() -> None:

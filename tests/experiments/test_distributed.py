@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -232,6 +234,37 @@ def test_a_process_that_is_gone_ends_the_other_with_a_reason(tmp_path):
     assert done[0].returncode == 1
     assert "error: process 0 of 2 stopped" in done[0].stderr
     assert "*** Check failure" not in done[0].stderr
+
+
+WAITS = """
+import sys, time
+from experiments import distributed
+distributed.join(distributed.Group(sys.argv[1], 2, int(sys.argv[2])), 60)
+print("in", flush=True)
+time.sleep(120)
+"""
+
+
+def test_without_process_0_jax_aborts_and_the_reason_is_said():
+    """Process 1 asks nothing of the other: a thread of JAX hears of it first."""
+    address = f"127.0.0.1:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WAITS, address, str(index)],
+            cwd=launch.REPOSITORY,
+            env=launch.environment(JAX_PLATFORMS="cpu"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    assert [process.stdout.readline() for process in processes] == ["in\n", "in\n"]
+    processes[0].kill()
+    _, other = finish(processes)
+    assert other.returncode == 1
+    last = other.stderr.rstrip().splitlines()[-1]
+    assert last.startswith("error: process 1 of 2 stopped, most likely because another one ended")
 
 
 @pytest.mark.thorough

@@ -69,9 +69,13 @@ class Training:
         self.program = pool.get("chunk", plan)
         self.population = programs.first_population(plan, pool.get("init", plan))
         self._everywhere = mesh.everywhere(plan.mesh)
-        raw = mesh.put(plan.dataset.train, self._everywhere)
-        self.examples = Examples(raw, plan.dataset.transform)
+        self.examples = self._read(plan)
         pool.close()
+
+    def _read(self, plan: PopulationPlan) -> Any:
+        """What the batches are taken from: all examples, on each device."""
+        raw = mesh.put(plan.dataset.train, self._everywhere)
+        return Examples(raw, plan.dataset.transform)
 
     def __call__(self, num_steps: int) -> None:
         steps = mesh.put(np.int32(num_steps), self._everywhere)

@@ -1,5 +1,7 @@
 """What it costs to read the batches of a training from the host's memory, not the device's."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -15,16 +17,14 @@ RUNS = (1, 4)
 class Streamed(Training):
     """As `Training`, its batches gathered some steps ahead, as the launcher does it."""
 
-    def __init__(self, plan: PopulationPlan) -> None:
-        super().__init__(plan)
-        del self.examples
-        self._stream = plan.stream()
+    def _read(self, plan: PopulationPlan) -> Any:
+        return plan.stream()
 
     def __call__(self, num_steps: int) -> None:
         step = int(self.population.step)
         end = step + num_steps
         while step < end:
-            window, there = self._stream.at(step)
+            window, there = self.examples.at(step)
             steps = min(there, end - step)
             count = mesh.put(np.int32(steps), self._everywhere)
             self.population = jax.block_until_ready(self.program(self.population, window, count))
